@@ -1,0 +1,58 @@
+"""Two quality signals of a picture, from one small grey copy: how sharp it is, and a hash that near-duplicates share.
+
+About 0.1 ms for a 256-px image. Both are made from the picture at 64 pixels of height, so that they compare across
+sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_HEIGHT: Final = 64
+_WIDEST: Final = 512  # a picture a million times wider than high would otherwise grow by its aspect
+_HASH_SIDE: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """`sharpness`: variance of the 4-neighbour Laplacian of the grey picture (0..255) at 64 px of height, in grey
+    levels
+    squared. `dhash`: 32 bytes, bit (row, column) set where a 17 x 16 grey copy grows brighter to the right."""
+
+    sharpness: float
+    dhash: bytes
+
+
+def signals(rgb_HWC: NDArray[np.uint8]) -> Signals:
+    """Signals of one image [height, width, 3].
+
+    Example: a picture of one colour has sharpness 0.0 and a dhash of 32 zero bytes; black and white stripes of a few
+    pixels reach some thousand.
+
+    Sources: Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000 (variance of the
+    Laplacian); N. Krawetz, "Kind of Like That", 2013 (difference hash).
+    """
+    height, width, _ = rgb_HWC.shape
+    across = min(_WIDEST, max(3, round(_HEIGHT * width / height)))
+    grey = Image.fromarray(rgb_HWC).resize((across, _HEIGHT), Image.Resampling.BOX).convert("L")
+    return Signals(_sharpness(np.asarray(grey)), _dhash(grey))
+
+
+def _sharpness(grey_HW: NDArray[np.uint8]) -> float:
+    wide_HW = grey_HW.astype(np.int16)
+    inner_HW = wide_HW[1:-1, 1:-1] * np.int16(-4)
+    inner_HW += wide_HW[:-2, 1:-1]
+    inner_HW += wide_HW[2:, 1:-1]
+    inner_HW += wide_HW[1:-1, :-2]
+    inner_HW += wide_HW[1:-1, 2:]
+    return float(inner_HW.astype(np.float32).var(dtype=np.float64))
+
+
+def _dhash(grey: Image.Image) -> bytes:
+    small_HW = np.asarray(grey.resize((_HASH_SIDE + 1, _HASH_SIDE), Image.Resampling.BOX))
+    return np.packbits(small_HW[:, 1:] > small_HW[:, :-1]).tobytes()

@@ -1,0 +1,95 @@
+"""Read one sample of a shard: caption, image, quality signals, digests; or the reason why it cannot be used.
+
+One pass over the sample's bytes, nothing kept but what the score table needs; the decoded image lives until its batch
+has been embedded. A bad sample is a value with a reason, never an exception.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.formats.datacomp import uid_of
+from curate.images.decode import ImageHeader, ImageRejected, decode_rgb
+from curate.images.signals import Signals, signals
+from curate.scores import safe_text
+from curate.shards.captions import read_caption
+from curate.shards.samples import SampleEntry
+from curate.shards.tarindex import Member
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One input sample as read. `rgb_HWC` is None where `reason` is set or `decode` was off."""
+
+    entry: SampleEntry
+    reason: str | None
+    detail: str
+    caption: str | None = None
+    uid: str | None = None
+    header: ImageHeader | None = None
+    rgb_HWC: NDArray[np.uint8] | None = None
+    signals: Signals | None = None
+    payload_digest: bytes = bytes(16)
+    image_digest: bytes = bytes(32)
+    caption_digest: bytes = bytes(16)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLimits:
+    """What a sample may cost, and how large its image is needed."""
+
+    max_pixels: int = 64_000_000
+    max_caption_bytes: int = 65_536
+    min_side: int | None = None
+
+
+def read_sample(data: memoryview, entry: SampleEntry, limits: ReadLimits) -> Sample:
+    """Read `entry` from its shard's bytes.
+
+    The image is decoded at a reduced scale whose shorter side is still at least `limits.min_side`.
+    """
+    if entry.reason is not None:
+        return Sample(entry, entry.reason, entry.detail)
+    caption, reason = read_caption(data, entry, max_bytes=limits.max_caption_bytes)
+    if caption is None:
+        return Sample(entry, reason or "caption-missing", "")
+    image = entry.image()
+    if image is None:
+        return Sample(entry, "image-missing", "")
+    payload = data[image.offset : image.offset + image.size]
+    try:
+        rgb_HWC, header = decode_rgb(payload, min_side=limits.min_side, max_pixels=limits.max_pixels)
+    except ImageRejected as rejected:
+        return Sample(entry, rejected.reason, rejected.detail, caption)
+    return Sample(
+        entry,
+        None,
+        "",
+        caption,
+        _uid(data, entry),
+        header,
+        rgb_HWC,
+        signals(rgb_HWC),
+        payload_digest(data, entry.members),
+        hashlib.sha256(payload).digest(),
+        hashlib.blake2b(caption.encode(), digest_size=16).digest(),
+    )
+
+
+def payload_digest(data: memoryview, members: tuple[Member, ...]) -> bytes:
+    """16 bytes over every member's name, size and bytes: what must still be true when the sample is copied."""
+    digest = hashlib.blake2b(digest_size=16)
+    for member in members:
+        digest.update(json.dumps([safe_text(member.name), member.size]).encode())
+        digest.update(data[member.offset : member.offset + member.size])
+    return digest.digest()
+
+
+def _uid(data: memoryview, entry: SampleEntry) -> str | None:
+    member = entry.member("json")
+    return None if member is None else uid_of(bytes(data[member.offset : member.offset + member.size]))

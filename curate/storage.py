@@ -1,0 +1,181 @@
+"""Every durable byte is written here: attempt, fsync, rename, publish by put-if-absent.
+
+All other modules write through `Disk`, a dozen primitive operations, so that one fake disk can replay every prefix of
+a run's operations and lose every un-synced subset (`tests/fault/crash_disk.py`). Costs one fsync of each file and of
+each directory that gains a name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from curate.errors import StorageError
+
+
+class Disk(Protocol):
+    """The primitive operations that durability rests on."""
+
+    def create(self, path: Path) -> IO[bytes]: ...
+    def sync(self, file: IO[bytes]) -> None: ...
+    def sync_directory(self, path: Path) -> None: ...
+    def rename(self, old: Path, new: Path) -> None: ...
+    def link(self, old: Path, new: Path) -> None: ...
+    def unlink(self, path: Path) -> None: ...
+    def make_directory(self, path: Path) -> None: ...
+
+
+class LocalDisk:
+    """The operating system's file system."""
+
+    def create(self, path: Path) -> IO[bytes]:
+        return open(path, "xb")  # noqa: SIM115 - the caller closes it
+
+    def sync(self, file: IO[bytes]) -> None:
+        file.flush()
+        os.fsync(file.fileno())
+
+    def sync_directory(self, path: Path) -> None:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def rename(self, old: Path, new: Path) -> None:
+        os.replace(old, new)
+
+    def link(self, old: Path, new: Path) -> None:
+        os.link(old, new)
+
+    def unlink(self, path: Path) -> None:
+        os.unlink(path)
+
+    def make_directory(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+
+
+LOCAL = LocalDisk()
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError while writing `path` into a StorageError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = {
+            errno.ENOSPC: "the disk is full; free some space and run the same command again, it resumes",
+            errno.EDQUOT: "the quota is used up; free some space and run the same command again, it resumes",
+            errno.EFBIG: "the file-size limit is reached; raise it and run the same command again, it resumes",
+            errno.EROFS: "the file system is read-only; choose another output directory",
+            errno.EACCES: "permission denied; choose another output directory or change its owner",
+            errno.EPERM: "not permitted; choose another output directory or change its owner",
+            errno.ENOTDIR: "a part of the path is a file; choose another output directory",
+        }.get(error.errno or 0)
+        if advice is None:
+            raise
+        raise StorageError(f"cannot write {path}: {advice}") from error
+
+
+class HashingWriter(io.RawIOBase):
+    """A binary file that knows the sha256 and the size of what went through it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._file.write(view)
+        self._digest.update(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self.size
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+def make_directory(path: Path, disk: Disk = LOCAL) -> None:
+    """Create `path` and its parents."""
+    with storage_errors(path):
+        disk.make_directory(path)
+
+
+def replace_file(path: Path, data: bytes, disk: Disk = LOCAL) -> None:
+    """Write `path` so that it is at any time absent, the old bytes or the new ones."""
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
+    with storage_errors(path):
+        _write_synced(temporary, data, disk)
+        disk.rename(temporary, path)
+        disk.sync_directory(path.parent)
+
+
+def put_if_absent(path: Path, data: bytes, disk: Disk = LOCAL) -> bool:
+    """Create `path` with `data` unless it exists; True if this call created it. Atomic among all writers."""
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
+    with storage_errors(path):
+        _write_synced(temporary, data, disk)
+        try:
+            disk.link(temporary, path)
+            created = True
+        except FileExistsError:
+            created = False
+        disk.unlink(temporary)
+        disk.sync_directory(path.parent)
+    return created
+
+
+def publish(blob: Path, name: Path, disk: Disk = LOCAL) -> None:
+    """Give `blob` a second name, replacing what has that name now."""
+    temporary = name.with_name(f".{name.name}.{os.urandom(6).hex()}.tmp")
+    with storage_errors(name):
+        disk.link(blob, temporary)
+        disk.rename(temporary, name)
+        disk.sync_directory(name.parent)
+
+
+def remove(path: Path, disk: Disk = LOCAL) -> None:
+    """Remove a name if it is there."""
+    with storage_errors(path), contextlib.suppress(FileNotFoundError):
+        disk.unlink(path)
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value: sorted keys, no spaces, no NaN; what digests are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def readable_json(value: Any) -> bytes:
+    """JSON for people: sorted, indented, ending in a newline."""
+    return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_synced(path: Path, data: bytes, disk: Disk) -> None:
+    file = disk.create(path)
+    try:
+        file.write(data)
+        disk.sync(file)
+    finally:
+        file.close()

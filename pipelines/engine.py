@@ -1,0 +1,177 @@
+"""Where units of work run: inline, on an embedded Dask with threads, on processes of this machine, on a given scheduler.
+
+A unit is `function(spec) -> receipt` and knows nothing of Dask; the ledger is the truth, so engines can be exchanged.
+A client-side window of futures (twice the worker threads) keeps the scheduler's memory bounded whatever the input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, Protocol, TypeVar
+
+from curate.errors import CurateError, UsageError
+
+Spec = TypeVar("Spec")
+Result = TypeVar("Result")
+Mode = Literal["inline", "threads", "processes"]
+
+
+class Engine(Protocol):
+    """Runs a unit over specs and yields results as they finish, with the spec's position."""
+
+    @property
+    def threads_per_unit(self) -> int: ...
+
+    @property
+    def description(self) -> str: ...
+
+    def run(self, unit: Callable[[Spec], Result], specs: Iterable[Spec]) -> Iterator[tuple[int, Result]]: ...
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    with contextlib.suppress(AttributeError):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """One unit after the other in this thread; a unit's own threads use all cores."""
+
+    threads_per_unit: int
+
+    @property
+    def description(self) -> str:
+        return f"inline, {self.threads_per_unit} threads"
+
+    def run(self, unit: Callable[[Spec], Result], specs: Iterable[Spec]) -> Iterator[tuple[int, Result]]:
+        for position, spec in enumerate(specs):
+            yield position, unit(spec)
+
+
+@dataclass(frozen=True, slots=True)
+class OnDask:
+    """Units as Dask tasks, at most `window` submitted at a time."""
+
+    client: Any
+    window: int
+    threads_per_unit: int
+    description: str
+
+    def run(self, unit: Callable[[Spec], Result], specs: Iterable[Spec]) -> Iterator[tuple[int, Result]]:
+        from distributed import as_completed
+
+        waiting = enumerate(specs)
+        running = {self._submit(unit, spec): position for position, spec in islice(waiting, self.window)}
+        finished = as_completed(list(running))
+        try:
+            for future in finished:
+                yield running.pop(future), _result(future)
+                for position, spec in islice(waiting, 1):
+                    running[successor := self._submit(unit, spec)] = position
+                    finished.add(successor)
+        finally:
+            self.client.cancel(list(running))
+
+    def _submit(self, unit: Callable[[Spec], Result], spec: Spec) -> Any:
+        # pure=False: Dask must not guess from the arguments that two tasks are one; receipts decide that
+        return self.client.submit(unit, spec, pure=False)
+
+
+@contextlib.contextmanager
+def open_engine(
+    *, workers: int | None = None, scheduler: str | None = None, mode: Mode | None = None, allow_remote: bool = False
+) -> Iterator[Engine]:
+    """The engine for these settings.
+
+    Without any, an embedded Dask in this process with one worker thread for every core up to four. `scheduler` is the
+    address of a cluster of the user's; one that is neither on loopback nor encrypted needs `allow_remote`, since Dask's
+    protocol lets whoever reaches it run code.
+    """
+    cores = available_cores()
+    if scheduler is not None:
+        with _given(scheduler, allow_remote) as engine:
+            yield engine
+    elif mode == "inline":
+        yield Inline(cores)
+    else:
+        count = workers or min(cores, 4)
+        kind = mode or ("threads" if count <= 4 else "processes")
+        with _local(count, max(1, cores // count), processes=kind == "processes") as engine:
+            yield engine
+
+
+@contextlib.contextmanager
+def _local(workers: int, threads: int, *, processes: bool) -> Iterator[OnDask]:
+    import dask
+    from distributed import Client, LocalCluster
+
+    quiet = {"distributed.admin.large-graph-warning-threshold": "100MB", "distributed.worker.memory.terminate": False}
+    loopback = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
+    shape = {"n_workers": workers, "threads_per_worker": 1} if processes else {
+        "n_workers": 1, "threads_per_worker": workers,
+    }  # fmt: skip
+    with (
+        dask.config.set(quiet),
+        LocalCluster(processes=processes, host="127.0.0.1", silence_logs=40, **shape, **loopback) as cluster,
+        Client(cluster) as client,
+    ):
+        place = "processes" if processes else "threads of this process"
+        yield OnDask(client, 2 * workers, threads, f"Dask, {workers} {place}{_dashboard(client)}")
+
+
+@contextlib.contextmanager
+def _given(address: str, allow_remote: bool) -> Iterator[OnDask]:
+    from distributed import Client
+
+    _check_address(address, allow_remote)
+    try:
+        client = Client(address, timeout=20)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--scheduler {address}: no Dask scheduler answers there ({error})") from error
+    with client:
+        slots = client.nthreads()
+        if not slots:
+            raise UsageError(f"--scheduler {address}: the scheduler has no workers yet; start some, then run this again")
+        total = sum(slots.values())
+        description = f"Dask at {address}, {len(slots)} workers, {total} threads{_dashboard(client)}"
+        yield OnDask(client, 2 * total, 1, description)
+
+
+def _check_address(address: str, allow_remote: bool) -> None:
+    parts = urllib.parse.urlsplit(address if "://" in address else f"tcp://{address}")
+    loopback = parts.hostname in {"localhost", "::1"} or (parts.hostname or "").startswith("127.")
+    if not (loopback or parts.scheme in {"tls", "inproc"} or allow_remote):
+        raise UsageError(
+            f"--scheduler {address}: Dask's protocol is code execution for whoever can reach it; use tls://, or say "
+            "--allow-remote-scheduler if that network is yours alone"
+        )
+
+
+def _dashboard(client: Any) -> str:
+    link = client.dashboard_link if _has_dashboard() else ""
+    return f", dashboard {link}" if link else ""
+
+
+def _has_dashboard() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("bokeh") is not None
+
+
+def _result(future: Any) -> Any:
+    from distributed import KilledWorker
+
+    try:
+        return future.result()
+    except KilledWorker as error:
+        raise CurateError(
+            f"a worker died three times over the same unit of work ({error}); what is finished is kept: free memory or "
+            "lower --workers, then run the same command again"
+        ) from error

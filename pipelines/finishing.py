@@ -1,0 +1,174 @@
+"""End a run: prove the accounting, publish names, write the side files, the manifest, and SUCCESS last.
+
+Everything before SUCCESS.json can be repeated; nothing is collected before it exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from curate.pipelines.passes import Job
+
+from curate.errors import VerificationError
+from curate.formats.datacomp import to_npy, uid_array
+from curate.formats.openclip import sizes
+from curate.formats.wids import WidsShard, wids_index
+from curate.receipts import Receipt, Store
+from curate.storage import canonical_json, readable_json, remove, replace_file
+
+STATUSES = ("kept", "dropped", "quarantined")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipts:
+    """All receipts of a run, in the order of their passes."""
+
+    scored: Sequence[Receipt]
+    selected: Sequence[Receipt]
+    ledger: Sequence[Receipt]
+    written: Sequence[Receipt]
+
+    def __iter__(self) -> Any:
+        yield from (*self.scored, *self.selected, *self.ledger, *self.written)
+
+
+_PUBLISHED = re.compile(r"\d{5,}(\.tar|\.parquet|\.idx|_stats\.json)")
+_SIDE = ("sizes.json", "shardindex.json", "meta.json", "sample_ids.npy")
+
+
+def reopen(output: Path, *, keep: tuple[str, ...] = ("score",)) -> None:
+    """Take back what an earlier run published, SUCCESS first, and its receipts but for the stages in `keep`."""
+    root = output / "_curate"
+    remove(root / "SUCCESS.json")
+    remove(root / "manifest.json")
+    for path in output.iterdir():
+        if _PUBLISHED.fullmatch(path.name) or path.name in _SIDE:
+            remove(path)
+    for path in (root / "commits").glob("*.json"):
+        if path.stem.partition("-")[0] not in keep:
+            remove(path)
+
+
+def check_accounting(receipts: Receipts) -> dict[str, int]:
+    """in = kept + dropped + quarantined for every shard, and kept = written; the counts, or VerificationError."""
+    totals: Counter[str] = Counter()
+    for scored, ledger in zip(receipts.scored, receipts.ledger, strict=True):
+        statuses = ledger.facts["status"]
+        if scored.facts["rows"] != sum(statuses.values()) or set(statuses) - set(STATUSES):
+            raise VerificationError(f"{scored.facts['shard']}: {scored.facts['rows']} samples came in, ledger has {statuses}")
+        totals.update(statuses)
+    counts = {"in": sum(totals.values())} | {status: totals[status] for status in STATUSES}
+    written = sum(receipt.facts["samples"] for receipt in receipts.written)
+    if receipts.written and written != counts["kept"]:
+        raise VerificationError(f"{counts['kept']} samples are kept in the ledger, {written} were written")
+    return counts
+
+
+def reason_counts(receipts: Receipts) -> dict[str, int]:
+    """How many samples have each reason."""
+    reasons: Counter[str] = Counter()
+    for receipt in receipts.ledger:
+        reasons.update(receipt.facts["reason"])
+    return dict(sorted(reasons.items()))
+
+
+def finish(job: Job, receipts: Receipts, *, success: bool) -> dict[str, Any]:
+    """Publish the run and write its manifest; SUCCESS.json only if `success`. Returns the manifest."""
+    counts = check_accounting(receipts)
+    for receipt in receipts:
+        job.store.publish_outputs(receipt)
+    side = _side_files(job, receipts)
+    for name, content in side.items():
+        replace_file(job.output / name, content)
+    manifest = _manifest(job, receipts, counts, list(side))
+    content = readable_json(manifest)
+    replace_file(job.store.root / "manifest.json", content)
+    if success:
+        replace_file(job.store.root / "SUCCESS.json", readable_json({"schema": 1, "counts": counts}))
+        collect(job.store, receipts)
+    return manifest
+
+
+def collect(store: Store, receipts: Receipts) -> None:
+    """Remove attempts, and files and receipts of earlier selections, that nothing refers to any more."""
+    current = {receipt.unit for receipt in receipts}
+    for path in sorted((store.root / "commits").glob("*.json")):
+        if not path.stem.startswith("score-") and path.stem not in current:
+            remove(path)
+    needed = {o.path for receipt in receipts for o in receipt.outputs if o.published is None}
+    needed |= {output.path for receipt in store.receipts("score") for output in receipt.outputs}
+    for stage in ("score", "selection", "shards", "ledger"):
+        for path in sorted((store.root / stage).iterdir()):
+            if len(path.stem) == 32 and f"{stage}/{path.name}" not in needed:
+                remove(path)
+    for path in sorted((store.root / "attempts").iterdir()):
+        remove(path)
+
+
+def _side_files(job: Job, receipts: Receipts) -> dict[str, bytes]:
+    """The files that open_clip, DataComp and wids look for beside the shards."""
+    shards = [(receipt.outputs[0], receipt.facts) for receipt in receipts.written]
+    names = [(str(output.published), facts["samples"]) for output, facts in shards]
+    wids = [WidsShard(str(o.published), facts["md5"], facts["samples"], o.size) for o, facts in shards]
+    files = {
+        "sizes.json": readable_json(sizes(names)),
+        "shardindex.json": readable_json(wids_index(wids, name=job.output.name)),
+        "meta.json": readable_json(_meta(job, names)),
+    }
+    uids = [uid for receipt in receipts.written for uid in _uids(job, receipt) if uid is not None]
+    return files | ({"sample_ids.npy": to_npy(uid_array(uids))} if uids else {})
+
+
+def _uids(job: Job, receipt: Receipt) -> list[str | None]:
+    sidecar = job.store.locate(receipt.outputs[1])
+    column: list[str | None] = pq.read_table(sidecar, columns=["uid"])["uid"].to_pylist()
+    return column
+
+
+def _meta(job: Job, names: list[tuple[str, int]]) -> dict[str, Any]:
+    settings = job.record.settings.model_dump()
+    return {
+        "tool": f"curate {job.record.tool}",
+        "samples": sum(samples for _, samples in names),
+        "shards": len(names),
+        "settings": settings,
+        "models": job.record.models,
+    }
+
+
+def _manifest(job: Job, receipts: Receipts, counts: dict[str, int], side: list[str]) -> dict[str, Any]:
+    shards = [
+        {"name": o.published, "sha256": o.sha256, "size": o.size, "samples": receipt.facts["samples"]}
+        for receipt in receipts.written
+        for o in receipt.outputs[:1]
+    ]
+    published = [o.published for receipt in receipts for o in receipt.outputs if o.published is not None]
+    return {
+        "schema": 1,
+        "tool": job.record.tool,
+        "counts": counts,
+        "reasons": reason_counts(receipts),
+        "shards": shards,
+        "inputs": [_input(scored, ledger) for scored, ledger in zip(receipts.scored, receipts.ledger, strict=True)],
+        "published": sorted([*published, *side]),
+        "digests": {o.published: o.sha256 for receipt in receipts for o in receipt.outputs if o.published is not None},
+        "receipts": [receipt.unit for receipt in receipts],
+    }
+
+
+def _input(scored: Receipt, ledger: Receipt) -> dict[str, Any]:
+    facts = scored.facts
+    counted = {status: ledger.facts["status"].get(status, 0) for status in STATUSES}
+    return {"url": facts["shard"], "sha256": facts["digest"], "rows": facts["rows"], "flaw": facts["flaw"], **counted}
+
+
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """One digest of everything that a run published: equal runs have equal fingerprints."""
+    return hashlib.sha256(canonical_json(manifest["digests"])).hexdigest()

@@ -1,0 +1,74 @@
+"""Settle what a run asks of its models before anything is scored: criterion, loss, identities, cache."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from curate.errors import CacheMismatch, CurateWarning, UsageError
+from curate.models.embed import DualEncoder
+from curate.models.identity import ModelIdentity
+from curate.models.load import load_model
+from curate.run_record import read_run
+from curate.selection.criteria import check_loss, require_models
+from curate.settings import Criterion, Loss, ScoreSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """The settled choice; `models` holds the loaded models by role, `identities` what `RUN.json` pins of them."""
+
+    settings: ScoreSettings
+    criterion: Criterion
+    loss: Loss
+    models: dict[str, DualEncoder]
+
+    @property
+    def identities(self) -> dict[str, Any]:
+        return {role: model.identity.to_json() for role, model in self.models.items()}
+
+    def check_cache(self, cache: Path) -> Path:
+        """`cache` if its reference embeddings are of this reference; CacheMismatch names every difference."""
+        stored = ModelIdentity.from_json(read_run(cache).models["reference"])
+        differences = self.models["reference"].identity.differences(stored)
+        if differences:
+            raise CacheMismatch(
+                f"--reference-cache {cache} was made by {stored.name}, not by this reference: {'; '.join(differences)}. "
+                "Leave the option out to embed anew"
+            )
+        return cache
+
+
+def choose_models(settings: ScoreSettings, criterion: str | None, loss: str) -> ModelChoice:
+    """Load the models that `settings` name and settle criterion and loss.
+
+    Without a criterion, it is learnability where there is a learner and easy-reference where there is none, since
+    learnability without a trained learner is easy-reference plus noise. Loss "auto" is the models' own.
+    """
+    chosen = criterion or ("easy-reference" if settings.learner is None else "learnability")
+    require_models(chosen, reference=True, learner=settings.learner is not None)
+    names = {"reference": settings.reference, "learner": settings.learner}
+    models = {role: load_model(name, precision=settings.precision) for role, name in names.items() if name}
+    settled = _settle_loss(models, loss)
+    return ModelChoice(settings, chosen, settled, models)  # type: ignore[arg-type]  # checked two lines above
+
+
+def _settle_loss(models: dict[str, DualEncoder], loss: str) -> Loss:
+    own = {role: model.loss for role, model in models.items()}
+    if loss == "auto":
+        if len(set(own.values())) > 1:
+            described = ", ".join(f"the {role} with {name}" for role, name in own.items())
+            raise UsageError(f"the models were trained with different losses ({described}); say --loss sigmoid or softmax")
+        return own["reference"]
+    check_loss(loss)
+    for role, name in own.items():
+        if name != loss:
+            warnings.warn(
+                f"the {role} was trained with the {name} loss and is scored with {loss}"
+                + (", with a bias of 0" if loss == "sigmoid" else ""),
+                CurateWarning,
+                stacklevel=3,
+            )
+    return loss  # type: ignore[return-value]  # check_loss knows the names

@@ -1,0 +1,151 @@
+"""`select` and `write`: the later passes of a run repeated from its stored scores, without a model."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from curate.pipelines import finishing, passes
+from curate.pipelines.engine import Mode, open_engine
+from curate.pipelines.finishing import Receipts
+from curate.pipelines.passes import Job
+from curate.pipelines.runner import drawn, local_output, select_and_write
+
+from curate.errors import UsageError
+from curate.receipts import Receipt, Store
+from curate.results import RunResult
+from curate.run_record import RunRecord, read_run, refuse_foreign, repin_run
+from curate.selection.criteria import require_models
+from curate.settings import Criterion, Deduplicate, Loss, RunSettings, SelectSettings, WriteSettings, checked
+
+
+def select(
+    output: str | PathLike[str],
+    *,
+    to: str | PathLike[str] | None = None,
+    keep: float | None = None,
+    sub_batch: int | None = None,
+    super_batch: int | None = None,
+    chunks: int | None = None,
+    criterion: Criterion | None = None,
+    gain: float | None = None,
+    loss: Loss | None = None,
+    seed: int | None = None,
+    deduplicate: Deduplicate | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    engine: Mode | None = None,
+    allow_remote_scheduler: bool = False,
+    quiet: bool = True,
+) -> RunResult:
+    """Draw anew from the scores stored in `output`, without a model; what is not given stays as it was.
+
+    The selection and the ledger are replaced, and the shards written from the earlier selection are taken back;
+    `write` writes the new ones. With `to`, the scores are linked into that directory and `output` stays as it is.
+    """
+    started = time.monotonic()
+    source, target = local_output(output), local_output(to or output)
+    record = read_run(source)
+    given = {"chunks": chunks, "criterion": criterion, "gain": gain, "loss": loss, "seed": seed}
+    given |= {"deduplicate": deduplicate, "super_batch": super_batch}
+    record = replace(record, settings=_reselected(source, record, given, keep, sub_batch))
+    if target != source:
+        _adopt_scores(source, target)
+    finishing.reopen(target)
+    repin_run(target, record)
+    with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
+        job = Job(target, record, running, None, quiet)
+        scored = stored_scores(job)
+        selected = passes.select_pass(job, scored)
+        ledger = passes.ledger_pass(job, scored, selected)
+    receipts = Receipts(scored, selected, ledger, ())
+    counts = finishing.check_accounting(receipts)
+    for receipt in ledger:
+        job.store.publish_outputs(receipt)
+    return RunResult(target, counts, finishing.reason_counts(receipts), seconds=time.monotonic() - started)
+
+
+def write(
+    output: str | PathLike[str],
+    *,
+    to: str | PathLike[str] | None = None,
+    samples_per_shard: int | None = None,
+    tolerance: float = 0.05,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    engine: Mode | None = None,
+    allow_remote_scheduler: bool = False,
+    quiet: bool = True,
+) -> RunResult:
+    """Write the shards of the selection stored in `output`, into it or into `to`, without a model."""
+    started = time.monotonic()
+    source, target = local_output(output), local_output(to or output)
+    record = read_run(source)
+    if samples_per_shard is not None:
+        write_settings = checked(WriteSettings, {"samples_per_shard": samples_per_shard})
+        record = replace(record, settings=record.settings.model_copy(update={"write": write_settings}))
+    if target != source:
+        _adopt_scores(source, target)
+    finishing.reopen(target, keep=("score", "selection"))
+    repin_run(target, record)
+    with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
+        job = Job(target, record, running, None, quiet)
+        return select_and_write(job, stored_scores(job), tolerance, started)
+
+
+def stored_scores(job: Job) -> list[Receipt]:
+    """The score receipts of every input shard, or a UsageError if some are missing."""
+    by_url = {receipt.facts["shard"]: receipt for receipt in job.store.receipts("score")}
+    missing = [source.url for source in job.record.inputs if source.url not in by_url]
+    if missing:
+        raise UsageError(
+            f"{job.output}: {len(missing)} of {len(job.record.inputs)} shards are not scored yet (first: {missing[0]}); "
+            "run the same `curate score` command again, it resumes"
+        )
+    return [by_url[source.url] for source in job.record.inputs]
+
+
+def _reselected(
+    output: Path, record: RunRecord, given: dict[str, Any], keep: float | None, sub_batch: int | None
+) -> RunSettings:
+    """The stored settings with what was given in their place."""
+    stored = record.settings.select
+    values = stored.model_dump() if stored is not None else _default_selection(output, record)
+    values |= {name: value for name, value in given.items() if value is not None}
+    if keep is not None:
+        values["sub_batch"] = None
+    values |= drawn(keep, sub_batch, values["super_batch"])
+    require_models(values["criterion"], reference=True, learner=record.settings.score.learner is not None)
+    return record.settings.model_copy(update={"select": checked(SelectSettings, values)})
+
+
+def _default_selection(output: Path, record: RunRecord) -> dict[str, Any]:
+    """What `curate score` would have taken, for an output that holds scores only."""
+    facts = next(Store.of(output).receipts("score")).facts["models"]
+    criterion = "learnability" if record.settings.score.learner else "easy-reference"
+    return SelectSettings(criterion=criterion, loss=facts["reference"]["loss"]).model_dump()
+
+
+def _adopt_scores(source: Path, target: Path) -> None:
+    """Link the scores and selections of `source` into `target`, which must be empty or hold scores of the same run."""
+    refuse_foreign(target)
+    old, new = Store.of(source), Store.of(target)
+    new.prepare()
+    for stage in ("score", "selection", "commits"):
+        for path in (old.root / stage).iterdir():
+            name = new.root / stage / path.name
+            if stage == "commits" and path.stem.partition("-")[0] not in {"score", "selection"}:
+                continue
+            if not name.exists():
+                _link_or_copy(path, name)
+
+
+def _link_or_copy(path: Path, name: Path) -> None:
+    try:
+        name.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, name)

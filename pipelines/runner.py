@@ -1,0 +1,204 @@
+"""`score`: the main job. Shards in, a filtered dataset on disk, a `RunResult` out; the same call again resumes."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from curate.pipelines import finishing, passes
+from curate.pipelines.engine import Mode, open_engine
+from curate.pipelines.finishing import Receipts
+from curate.pipelines.modelling import ModelChoice, choose_models
+from curate.pipelines.passes import Job
+
+from curate.errors import UsageError
+from curate.formats.openclip import train_command
+from curate.receipts import Receipt, Store
+from curate.results import RunResult, lost_shards, refuse_loss
+from curate.run_record import RunRecord, pin_run, refuse_foreign
+from curate.settings import (
+    Criterion,
+    Deduplicate,
+    Precision,
+    RunSettings,
+    ScoreSettings,
+    SelectSettings,
+    WriteSettings,
+    checked,
+)
+from curate.shards.sources import ShardSource, expand_shards
+
+Shards = Sequence[str | PathLike[str]] | str | PathLike[str]
+
+
+def score(
+    shards: Shards,
+    output: str | PathLike[str],
+    *,
+    reference: str,
+    learner: str | None = None,
+    keep: float | None = None,
+    sub_batch: int | None = None,
+    super_batch: int = 20_480,
+    chunks: int = 16,
+    criterion: Criterion | None = None,
+    gain: float = 100.0,
+    loss: str = "auto",
+    seed: int = 0,
+    deduplicate: Deduplicate = "exact",
+    precision: Precision = "auto",
+    batch_size: int = 64,
+    samples_per_shard: int | None = None,
+    tolerance: float = 0.05,
+    reference_cache: str | PathLike[str] | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    engine: Mode | None = None,
+    allow_remote_scheduler: bool = False,
+    scores_only: bool = False,
+    overwrite: bool = False,
+    quiet: bool = True,
+) -> RunResult:
+    """Score `shards`, select sub-batches, write them to new shards in `output`.
+
+    Arguments are those of `curate score`. Raises `UsageError` for arguments that cannot be met, `RunMismatch` if
+    `output` belongs to another run, `CacheMismatch` if `reference_cache` was made by another model, and
+    `LossAboveTolerance` after everything is written if a shard lost more than `tolerance`.
+    """
+    started = time.monotonic()
+    path = local_output(output)
+    record, choice = plan_run(
+        list_shards(shards),
+        {"reference": reference, "learner": learner, "precision": precision, "batch_size": batch_size},
+        None if scores_only else drawn(keep, sub_batch, super_batch)
+        | {"chunks": chunks, "gain": gain, "seed": seed, "deduplicate": deduplicate},
+        {"samples_per_shard": samples_per_shard},
+        criterion,
+        loss,
+    )
+    cache = None if reference_cache is None else choice.check_cache(local_output(reference_cache))
+    prepare_output(path, record, overwrite=overwrite)
+    with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
+        job = Job(path, record, running, cache, quiet)
+        announce(job)
+        scored = passes.score_pass(job)
+        if scores_only:
+            return _scores_result(job, scored, tolerance, started)
+        return select_and_write(job, scored, tolerance, started)
+
+
+def list_shards(shards: Shards) -> tuple[ShardSource, ...]:
+    """The shards that an argument names."""
+    return tuple(expand_shards([shards] if isinstance(shards, str | PathLike) else list(shards)))
+
+
+def plan_run(
+    sources: tuple[ShardSource, ...],
+    score_values: dict[str, Any],
+    select_values: dict[str, Any] | None,
+    write_values: dict[str, Any],
+    criterion: str | None,
+    loss: str,
+) -> tuple[RunRecord, ModelChoice]:
+    """Check the settings, load the models, and put together what `RUN.json` pins."""
+    choice = choose_models(checked(ScoreSettings, score_values), criterion, loss)
+    if select_values is not None:
+        select_values = select_values | {"criterion": choice.criterion, "loss": choice.loss}
+    settings = RunSettings(
+        score=choice.settings,
+        select=None if select_values is None else checked(SelectSettings, select_values),
+        write=checked(WriteSettings, write_values),
+    )
+    return RunRecord(settings, sources, choice.identities), choice
+
+
+def drawn(keep: float | None, sub_batch: int | None, super_batch: int) -> dict[str, Any]:
+    """How much is drawn, as settings; --keep and --sub-batch exclude each other."""
+    if keep is not None and sub_batch is not None:
+        raise UsageError("--keep and --sub-batch both say how much is drawn; give one")
+    given = {"keep": keep, "sub_batch": sub_batch, "super_batch": super_batch}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def local_output(output: str | PathLike[str]) -> Path:
+    """The output directory as an absolute path."""
+    text = str(output)
+    if "://" in text:
+        raise UsageError(f"{text}: outputs are written to a file system that is mounted here; sync the result afterwards")
+    return Path(text).expanduser().absolute()
+
+
+def prepare_output(output: Path, record: RunRecord, *, overwrite: bool) -> None:
+    """Pin the run in `output` and make its directories; `overwrite` first removes a run that is there."""
+    refuse_foreign(output)
+    if overwrite and output.exists():
+        finishing.reopen(output, keep=())
+        shutil.rmtree(output / "_curate", ignore_errors=True)
+    pin_run(output, record)
+    Store.of(output).prepare()
+
+
+def announce(job: Job) -> None:
+    """Say on standard error what runs where, and what was chosen for the user."""
+    if job.quiet:
+        return
+    settings, models = job.record.settings, job.record.models
+    megabytes = sum(source.size for source in job.record.inputs) / 1e6
+    lines = [f"{len(job.record.inputs)} shards, {megabytes:,.0f} MB -> {job.output}"]
+    lines += [f"{role}: {identity['name']}, {identity['precision']}" for role, identity in models.items()]
+    if settings.select is not None:
+        choice = settings.select
+        share = f"{choice.sub_batch} of each super-batch" if choice.sub_batch else f"{choice.keep:.0%}"
+        lines.append(f"criterion: {choice.criterion}, {choice.loss} loss, gain {choice.gain:g}, keeping {share}")
+    lines.append(f"engine: {job.engine.description}")
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def select_and_write(job: Job, scored: list[Receipt], tolerance: float, started: float) -> RunResult:
+    selected = passes.select_pass(job, scored)
+    ledger = passes.ledger_pass(job, scored, selected)
+    written = passes.write_pass(job, scored, selected)
+    receipts = Receipts(scored, selected, ledger, written)
+    lost = lost_shards(scored, tolerance)
+    manifest = finishing.finish(job, receipts, success=not lost)
+    refuse_loss(lost, tolerance, job.output)
+    return RunResult(
+        job.output,
+        manifest["counts"],
+        manifest["reasons"],
+        tuple(shard["name"] for shard in manifest["shards"]),
+        time.monotonic() - started,
+        _train_command(job, manifest),
+    )
+
+
+def _scores_result(job: Job, scored: list[Receipt], tolerance: float, started: float) -> RunResult:
+    reasons: Counter[str] = Counter()
+    for receipt in scored:
+        reasons.update(receipt.facts["reasons"])
+    rows = sum(receipt.facts["rows"] for receipt in scored)
+    lost = reasons.total()
+    refuse_loss(lost_shards(scored, tolerance), tolerance, job.output)
+    counts = {"in": rows, "candidates": rows - lost, "quarantined": lost}
+    return RunResult(job.output, counts, dict(sorted(reasons.items())), seconds=time.monotonic() - started)
+
+
+def _train_command(job: Job, manifest: dict[str, Any]) -> str | None:
+    shards = [shard["name"] for shard in manifest["shards"]]
+    if not shards:
+        return None
+    settings = job.record.settings
+    model = settings.score.learner or settings.score.reference
+    sigmoid = settings.select is not None and settings.select.loss == "sigmoid"
+    return train_command(job.output, shards, manifest["counts"]["kept"], _architecture(model), sigmoid=sigmoid)
+
+
+def _architecture(spec: str) -> str:
+    """The model's name for a new training run: without its weights."""
+    return spec if ":/" in spec or spec.startswith(("hf-hub:", "local-dir:", "/", ".")) else spec.partition(":")[0]

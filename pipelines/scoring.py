@@ -1,0 +1,198 @@
+"""Score one shard: index, decode, embed with reference and learner; one parquet, rejects included.
+
+Bits do not depend on workers: a batch is fixed by the shard and the batch size, and each batch is computed by one
+thread with torch's own threads off; threads run batches side by side, so one decodes while another runs the model.
+Memory is bounded by a page of rows and one batch of images per thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from curate import scores
+from curate.errors import ModelError
+from curate.models.embed import DualEncoder
+from curate.models.identity import ModelIdentity
+from curate.models.load import load_model
+from curate.reading import ReadLimits, Sample, read_sample
+from curate.receipts import Attempt, Receipt, Store, Unit
+from curate.score_rows import PREFIX, score_rows, score_schema, spread
+from curate.settings import ScoreSettings
+from curate.shards.samples import SampleEntry, group_samples
+from curate.shards.sources import ShardSource, open_shard, shard_digest
+from curate.shards.tarindex import index_tar
+
+# N rows of a page, M of them readable, D width, T context length
+
+PAGE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSpec:
+    """One shard to score, and with what. Holds names, never models: a worker loads those once per process."""
+
+    output: Path
+    source: ShardSource
+    settings: ScoreSettings
+    models: dict[str, Any]  # role -> ModelIdentity as json; "reference", and "learner" where there is one
+    threads: int
+    cache: Path | None = None
+
+    @property
+    def unit(self) -> Unit:
+        source = {"url": self.source.url, "size": self.source.size, "etag": self.source.etag}
+        settings = self.settings.model_dump(exclude={"reference", "learner", "precision"})
+        return Unit("score", {"source": source, "settings": settings, "models": self.models})
+
+
+def score_shard(spec: ScoreSpec) -> Receipt:
+    """The receipt of one scored shard; its facts count rows, candidates and reasons."""
+    return Store.of(spec.output).commit(spec.unit, functools.partial(_score, spec))
+
+
+def _score(spec: ScoreSpec, attempt: Attempt) -> dict[str, Any]:
+    with open_shard(spec.source) as data:
+        digest = shard_digest(data)
+        index = index_tar(data)
+        entries = group_samples(index, digest)
+        encoders = _encoders(spec)
+        facts: dict[str, Any] = {
+            "shard": spec.source.url,
+            "digest": digest,
+            "rows": len(entries),
+            "unread_bytes": 0 if index.flaw is None else max(0, spec.source.size - index.flaw.offset),
+            "flaw": None if index.flaw is None else f"{index.flaw.reason} at byte {index.flaw.offset}",
+            "models": {role: _model_facts(encoder) for role, encoder in encoders.items()},
+        }
+        cached = _cached_reference(spec, digest)
+        pages = list(_pages(spec, data, entries, encoders, cached))
+    table = pa.concat_tables(pages) if pages else score_schema(encoders).empty_table()
+    reasons = Counter(reason for reason in table["reason"].to_pylist() if reason is not None)
+    facts |= {"candidates": len(entries) - sum(reasons.values()), "reasons": dict(sorted(reasons.items()))}
+    with attempt.open(".parquet") as file:
+        scores.write_table(file, table, {"identity": spec.models, **facts})
+    return facts | {"reference_cached": cached is not None}
+
+
+def _encoders(spec: ScoreSpec) -> dict[str, DualEncoder]:
+    names = {"reference": spec.settings.reference, "learner": spec.settings.learner}
+    encoders = {role: load_model(name, precision=spec.settings.precision) for role, name in names.items() if name}
+    for role, encoder in encoders.items():
+        differences = encoder.identity.differences(ModelIdentity.from_json(spec.models[role]))
+        if differences:
+            raise ModelError(f"this worker loads another {role} than the run began with: {'; '.join(differences)}")
+    return encoders
+
+
+def _model_facts(encoder: DualEncoder) -> dict[str, Any]:
+    return {"loss": encoder.loss, "scale": encoder.scale, "bias": encoder.bias, "width": encoder.width}
+
+
+def _cached_reference(spec: ScoreSpec, digest: str) -> pa.Table | None:
+    """The reference columns that an earlier run stored for a shard with the same bytes."""
+    if spec.cache is None:
+        return None
+    path = _cached_paths(spec.cache).get(digest)
+    if path is None:
+        return None
+    wanted = ModelIdentity.from_json(spec.models["reference"])
+    stored = ModelIdentity.from_json(scores.read_facts(path)["identity"]["reference"])
+    if stored.differences(wanted):
+        return None  # the driver has refused such a cache already; a unit never mixes
+    return scores.read_table(path, ["reason", "ref_image", "ref_text"])
+
+
+@functools.lru_cache(maxsize=8)
+def _cached_paths(cache: Path) -> dict[str, Path]:
+    store = Store.of(cache)
+    found = ((receipt.facts["digest"], store.locate(receipt.outputs[0])) for receipt in store.receipts("score"))
+    return {digest: path for digest, path in found if path is not None}
+
+
+def _pages(
+    spec: ScoreSpec,
+    data: memoryview,
+    entries: list[SampleEntry],
+    encoders: dict[str, DualEncoder],
+    cached: pa.Table | None,
+) -> Iterator[pa.Table]:
+    min_side = max(encoder.min_side for encoder in encoders.values())
+    limits = ReadLimits(spec.settings.max_pixels, spec.settings.max_caption_bytes, min_side)
+    with ThreadPoolExecutor(spec.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for start in range(0, len(entries), PAGE):
+            page = entries[start : start + PAGE]
+            rows = None if cached is None else cached.slice(start, len(page))
+            yield _page(data, page, limits, spec.settings.batch_size, encoders, rows, pool)
+
+
+def _page(
+    data: memoryview,
+    entries: list[SampleEntry],
+    limits: ReadLimits,
+    batch_size: int,
+    encoders: dict[str, DualEncoder],
+    cached: pa.Table | None,
+    pool: ThreadPoolExecutor,
+) -> pa.Table:
+    batches = [entries[start : start + batch_size] for start in range(0, len(entries), batch_size)]
+    seen = {role: encoder for role, encoder in encoders.items() if role != "reference" or cached is None}
+    read = list(pool.map(functools.partial(_read_and_embed_images, data, limits, seen), batches))
+    samples = [sample for batch, _ in read for sample in batch]
+    good_N = np.array([sample.reason is None for sample in samples], bool)
+    if cached is not None and not np.array_equal(good_N, [reason is None for reason in cached["reason"].to_pylist()]):
+        return _page(data, entries, limits, batch_size, encoders, None, pool)  # read under other limits: embed anew
+    captions = [sample.caption or "" for sample in samples if sample.reason is None]
+    columns: dict[str, pa.Array] = {}
+    for role in seen:
+        image_MD = np.concatenate([images[role] for _, images in read])
+        text_MD = _embed_captions(encoders[role], captions, batch_size, pool)
+        columns[f"{PREFIX[role]}_image"] = spread(image_MD, good_N)
+        columns[f"{PREFIX[role]}_text"] = spread(text_MD, good_N)
+    if cached is not None:
+        columns |= {name: cached[name].combine_chunks() for name in ("ref_image", "ref_text")}
+    return score_rows(samples, columns, encoders)
+
+
+def _read_and_embed_images(
+    data: memoryview, limits: ReadLimits, encoders: dict[str, DualEncoder], entries: list[SampleEntry]
+) -> tuple[list[Sample], dict[str, NDArray[np.float32]]]:
+    """Read one batch; embed its images with each encoder; drop the pixels."""
+    samples = [read_sample(data, entry, limits) for entry in entries]
+    pixels = [sample.rgb_HWC for sample in samples if sample.rgb_HWC is not None]
+    images = {role: _embed_images(encoder, pixels) for role, encoder in encoders.items()}
+    return [dataclasses.replace(sample, rgb_HWC=None) for sample in samples], images
+
+
+def _embed_images(encoder: DualEncoder, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    if not pixels:
+        return np.zeros((0, encoder.width), np.float32)
+    image_BCHW = torch.from_numpy(np.stack([encoder.preprocess(rgb_HWC) for rgb_HWC in pixels]))
+    return encoder.embed_images(image_BCHW).numpy()
+
+
+def _embed_captions(
+    encoder: DualEncoder, captions: list[str], batch_size: int, pool: ThreadPoolExecutor
+) -> NDArray[np.float32]:
+    """Text embeddings in the order of `captions`; batches are made of captions of like length, since each batch is
+    trimmed to its longest."""
+    if not captions:
+        return np.zeros((0, encoder.width), np.float32)
+    token_NT = torch.cat([encoder.tokenize(captions[i : i + 512]) for i in range(0, len(captions), 512)])
+    order_N = torch.argsort((token_NT != 0).sum(1), stable=True)
+    batches = [token_NT[order_N[i : i + batch_size]] for i in range(0, len(captions), batch_size)]
+    sorted_ND = np.concatenate([text.numpy() for text in pool.map(encoder.embed_texts, batches)])
+    text_ND = np.empty_like(sorted_ND)
+    text_ND[order_N.numpy()] = sorted_ND
+    return text_ND

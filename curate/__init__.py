@@ -18,7 +18,21 @@ if not (Path(__file__).parent / "kernels").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
 _PUBLIC = {
-    "CurateError": "curate.errors",
+    "CurateError": ("curate.errors", "CurateError"),
+    "CurateWarning": ("curate.errors", "CurateWarning"),
+    "JointSelector": ("curate.loaders.joint", "JointSelector"),
+    "SelectionView": ("curate.loaders.view", "SelectionView"),
+    "SubBatches": ("curate.loaders.subbatches", "SubBatches"),
+    "demo": ("curate.pipelines.demonstration", "demonstrate"),
+    "doctor": ("curate.doctor", "examine"),
+    "explain": ("curate.explanation", "explain"),
+    "inspect": ("curate.inspection", "inspect_shards"),
+    "plan": ("curate.pipelines.runner", "plan"),
+    "score": ("curate.pipelines.runner", "score"),
+    "select": ("curate.pipelines.repeating", "select"),
+    "train": ("curate.learner.train", "train"),
+    "verify": ("curate.verification", "verify"),
+    "write": ("curate.pipelines.repeating", "write"),
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
@@ -27,7 +41,8 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'curate' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    module, attribute = _PUBLIC[name]
+    return getattr(importlib.import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

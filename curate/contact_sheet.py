@@ -1,7 +1,7 @@
 """One PNG that shows what a run kept and what it left out: pictures, captions, scores and reasons.
 
-The ledger is scanned once, file by file, keeping a handful of rows per strip (memory O(tiles)); each original shard that
-a chosen row names is opened once.
+The ledger is scanned once, file by file, keeping a handful of rows per strip; each original shard that a chosen row
+names is opened once. Memory: one ledger file and the tiles.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PICTURE, GAP, MARGIN, TEXT, CHIP = 168, 16, 40, 74, 22  # pixels
 INK, FAINT, RULE, PAPER, MOUNT = "#1f2328", "#6e7781", "#d8dee4", "#ffffff", "#f2f4f6"
 ACCENT: Final = {"kept": "#2f7d4f", "dropped": "#b3423a", "quarantined": "#8a6d1f"}
 WASH: Final = {"kept": "#e6f2ea", "dropped": "#f8e8e6", "quarantined": "#f7f0dc"}
-LEGEND: Final = "below each picture: rank and sub-batch, or the reason; the score at the time of the last draw; the caption"
+LEGEND: Final = "below each picture: rank and sub-batch, or the reason; the score of the last draw; the caption"
 
 
 @dataclass(frozen=True, slots=True)

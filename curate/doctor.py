@@ -6,6 +6,7 @@ most of them the import of torch and the measurements.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -14,33 +15,36 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from curate import machine, rates
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 T = TypeVar("T")
 
-PACKAGES: Final = (  # import name, distribution, whether curate runs without it
-    ("curate", "curate-multimodal", False),
-    ("torch", "torch", False),
-    ("open_clip", "open_clip_torch", False),
-    ("webdataset", "webdataset", False),
-    ("dask", "dask", False),
-    ("distributed", "distributed", False),
-    ("pyarrow", "pyarrow", False),
-    ("faiss", "faiss-cpu", False),
-    ("numpy", "numpy", False),
-    ("pillow", "pillow", False),
-    ("simplejpeg", "simplejpeg", True),
-    ("triton", "triton", True),
+PACKAGES: Final = (  # name, import name, distribution, whether curate runs without it
+    ("curate", "curate", "curate-multimodal", False),
+    ("torch", "torch", "torch", False),
+    ("open_clip", "open_clip", "open_clip_torch", False),
+    ("webdataset", "webdataset", "webdataset", False),
+    ("dask", "dask", "dask", False),
+    ("distributed", "distributed", "distributed", False),
+    ("pyarrow", "pyarrow", "pyarrow", False),
+    ("faiss", "faiss", "faiss-cpu", False),
+    ("numpy", "numpy", "numpy", False),
+    ("pillow", "PIL", "pillow", False),
+    ("simplejpeg", "simplejpeg", "simplejpeg", True),
+    ("triton", "triton", "triton", True),
 )
 VIT_B_32_FLOPS: Final = 14.78e9  # forward of one pair at 77 tokens, open_clip's model profile
+_DTYPES: Final[dict[Literal["float32", "bfloat16"], str]] = {"float32": "fp32", "bfloat16": "bf16"}
+_STYLES: Final = {"full": "green", "fallback": "yellow", "missing": "bold red"}
 _PROBES: Final = 7  # measurements that share the time
 
 
@@ -112,15 +116,16 @@ class _Accelerator:
 def examine(*, seconds: float = 2.0, directory: Path | None = None) -> Examination:
     """Examine the machine. `seconds` is shared by the measurements; `directory` adds its disk's write rate."""
     start = time.perf_counter()
-    versions = tuple(Version(name, _version(package), optional) for name, package, optional in PACKAGES)
+    versions = tuple(Version(name, _version(*where), optional) for name, *where, optional in PACKAGES)
     limits = machine.cgroup_limits()
     cores = machine.cores(limits)
     accelerator, why = _attempt(_find_accelerator)
     compiler, _ = _attempt(_find_compiler)
-    measured = tuple(_measure(cores.usable, accelerator, max(0.02, seconds / _PROBES), directory))
+    found = tuple(_measure(cores.usable, accelerator, max(0.02, seconds / _PROBES), directory))
+    measured = {rate.name: rate.value for rate in found}
     facts = tuple(_facts(cores, machine.memory(limits), accelerator, why, compiler))
-    fallbacks = tuple(_fallbacks(versions, {rate.name: rate for rate in measured}, accelerator, cores, compiler))
-    return Examination(versions, facts, measured, fallbacks, time.perf_counter() - start)
+    fallbacks = tuple(_fallbacks(versions, measured, accelerator, cores, compiler))
+    return Examination(versions, facts, found, fallbacks, time.perf_counter() - start)
 
 
 def _attempt(probe: Callable[[], T]) -> tuple[T | None, str]:
@@ -132,8 +137,10 @@ def _attempt(probe: Callable[[], T]) -> tuple[T | None, str]:
         return None, f"{type(error).__name__}: {lines[0][:160]}".removesuffix(": ")
 
 
-def _version(package: str) -> str | None:
-    return _attempt(lambda: importlib.metadata.version(package))[0]
+def _version(module: str, distribution: str) -> str | None:
+    """The version of what is installed; "unknown" for a module without metadata (a plain checkout, another faiss)."""
+    version, _ = _attempt(lambda: importlib.metadata.version(distribution))
+    return version or ("unknown" if _attempt(lambda: importlib.util.find_spec(module))[0] is not None else None)
 
 
 def _find_accelerator() -> _Accelerator:
@@ -160,24 +167,26 @@ def _find_compiler() -> str:
 
 
 def _measure(threads: int, accelerator: _Accelerator | None, each: float, directory: Path | None) -> list[Rate]:
-    """Run the measurements."""
-    jpeg = "JPEG decoding, simplejpeg", "JPEG decoding, Pillow"
+    """Run the measurements, each for `each` seconds."""
     found = [
-        _rate(jpeg[0], "pictures/s a core", 1, lambda: rates.jpeg_rate("simplejpeg", seconds=each), "256 x 256"),
-        _rate(jpeg[1], "pictures/s a core", 1, lambda: rates.jpeg_rate("pillow", seconds=each), "256 x 256"),
+        _rate("JPEG decoding, simplejpeg", "pictures/s a core", 1, lambda: rates.jpeg_rate("simplejpeg", seconds=each)),
+        _rate("JPEG decoding, Pillow", "pictures/s a core", 1, lambda: rates.jpeg_rate("pillow", seconds=each)),
     ]
-    for dtype, label in (("float32", "fp32"), ("bfloat16", "bf16")):
-        for count in sorted({1, threads}):
-            name = f"matrix product, {label}, {count} core{'s' * (count > 1)}"
-            found.append(_rate(name, "GFLOP/s", 1e9, lambda d=dtype, n=count: rates.matrix_rate(d, threads=n, seconds=each)))
-    found.append(_rate("memory copy, 1 core", "GB/s", 1e9, lambda: rates.memory_rate(seconds=each), "read and written"))
+    places = [("cpu", count, _cores(count)) for count in sorted({1, threads})]
     if accelerator is not None and accelerator.device == "cuda":
-        for dtype, label in (("float32", "fp32"), ("bfloat16", "bf16")):
-            work = lambda d=dtype: rates.matrix_rate(d, threads=threads, seconds=each, device="cuda")  # noqa: E731
-            found.append(_rate(f"matrix product, {label}, GPU", "GFLOP/s", 1e9, work))
+        places.append(("cuda", threads, "GPU"))
+    for dtype, label in _DTYPES.items():
+        for device, count, where in places:
+            work = functools.partial(rates.matrix_rate, dtype, threads=count, seconds=each, device=device)
+            found.append(_rate(f"matrix product, {label}, {where}", "GFLOP/s", 1e9, work))
+    found.append(_rate("memory copy, 1 core", "GB/s", 1e9, lambda: rates.memory_rate(seconds=each)))
     if directory is not None:
         found.append(_rate("disk, written and synced", "MB/s", 1e6, lambda: rates.disk_rate(directory), str(directory)))
     return found
+
+
+def _cores(count: int) -> str:
+    return f"{count} core{'s' * (count > 1)}"
 
 
 def _rate(name: str, unit: str, scale: float, probe: Callable[[], float], note: str = "") -> Rate:
@@ -211,25 +220,36 @@ def _gigabytes(size: int | None) -> str:
 
 def _fallbacks(
     versions: Sequence[Version],
-    measured: dict[str, Rate],
+    measured: dict[str, float | None],
     accelerator: _Accelerator | None,
     cores: machine.Cores,
     compiler: str | None,
-) -> list[Fallback]:
+) -> Iterator[Fallback]:
+    """What does each job here, and what that costs by the measurements."""
     absent = [version.name for version in versions if version.version is None and not version.optional]
-    rows = [Fallback("required packages", "missing", "absent: " + ", ".join(absent), "install them")] if absent else []
-    gpu = accelerator is not None and accelerator.device != "cpu"
-    return [
-        *rows,
-        _decoding(measured),
-        _scoring(measured, accelerator, cores) if gpu else _cpu_scoring(measured, cores),
-        _precision(measured, accelerator, cores),
-        _kernels(accelerator, compiler),
-    ]
+    if absent:
+        yield Fallback(
+            "required packages", "missing", "absent: " + ", ".join(absent), "install curate-multimodal again"
+        )
+    yield _decoding(measured)
+    on_cpu = accelerator is None or accelerator.device == "cpu"
+    where = _cores(cores.usable) if on_cpu else "GPU"
+    single, half = (measured.get(f"matrix product, {label}, {where}") for label in _DTYPES.values())
+    ratio = f"bf16 runs at {half / single:.2g}x the rate of fp32 (measured here)" if single and half else "not measured"
+    if accelerator is None or on_cpu:
+        yield _cpu_scoring(single)
+        native = machine.instruction_sets()["bf16"]
+        here = "bf16 in hardware" if native else "fp32: no bf16 in this processor"
+    else:
+        yield Fallback("scoring", "full", accelerator.name, _pairs_a_second(half or single))
+        native = accelerator.bf16
+        here = "bf16" if native else "fp32: no bf16 in this GPU"
+    yield Fallback("precision", "full" if native else "fallback", here, ratio)
+    yield _kernels(accelerator, compiler)
 
 
-def _decoding(measured: dict[str, Rate]) -> Fallback:
-    fast, slow = (measured[f"JPEG decoding, {name}"].value for name in ("simplejpeg", "Pillow"))
+def _decoding(measured: dict[str, float | None]) -> Fallback:
+    fast, slow = (measured[f"JPEG decoding, {name}"] for name in ("simplejpeg", "Pillow"))
     if fast is not None:
         gain = f"{fast / slow:.1f}x the rate of Pillow (measured here)" if slow else ""
         return Fallback("JPEG decoding", "full", "simplejpeg", gain)
@@ -237,77 +257,61 @@ def _decoding(measured: dict[str, Rate]) -> Fallback:
     return Fallback("JPEG decoding", "fallback", "Pillow", f"{rate}simplejpeg is usually about twice as fast")
 
 
-def _cpu_scoring(measured: dict[str, Rate], cores: machine.Cores) -> Fallback:
-    rate = _matrix(measured, "fp32", cores)
-    if rate is None:
-        return Fallback("scoring", "missing", "nothing: torch cannot multiply here", "reinstall torch")
-    return Fallback(
-        "scoring", "fallback", "CPU (no GPU)", f"ViT-B-32: at most {rate * 1e9 / VIT_B_32_FLOPS:,.1f} pairs/s by the matrix rate"
-    )
+def _cpu_scoring(gigaflops: float | None) -> Fallback:
+    if gigaflops is None:
+        return Fallback("scoring", "missing", "nothing: torch cannot multiply here", "install torch again")
+    return Fallback("scoring", "fallback", "CPU (no GPU)", _pairs_a_second(gigaflops))
 
 
-def _scoring(measured: dict[str, Rate], accelerator: _Accelerator | None, cores: machine.Cores) -> Fallback:
-    assert accelerator is not None
-    rate = measured.get("matrix product, bf16, GPU")
-    figure = ""
-    if rate is not None and rate.value is not None:
-        figure = f"ViT-B-32: at most {rate.value * 1e9 / VIT_B_32_FLOPS:,.0f} pairs/s by the matrix rate; decoding on " \
-                 f"{cores.usable} cores bounds it too"  # fmt: skip
-    return Fallback("scoring", "full", accelerator.name, figure)
-
-
-def _precision(measured: dict[str, Rate], accelerator: _Accelerator | None, cores: machine.Cores) -> Fallback:
-    if accelerator is not None and accelerator.device != "cpu":
-        state = "full" if accelerator.bf16 else "fallback"
-        return Fallback("precision", state, "bf16" if accelerator.bf16 else "fp32: no bf16 in this GPU", "")
-    single, half = _matrix(measured, "fp32", cores), _matrix(measured, "bf16", cores)
-    ratio = f"bf16 runs at {half / single:.2g}x the rate of fp32 (measured here)" if single and half else "not measured"
-    if machine.instruction_sets()["bf16"]:
-        return Fallback("precision", "full", "bf16 in hardware", ratio)
-    return Fallback("precision", "fallback", "fp32: no bf16 in this processor", ratio)
+def _pairs_a_second(gigaflops: float | None) -> str:
+    if gigaflops is None:
+        return "not measured"
+    return f"ViT-B-32: at most {gigaflops * 1e9 / VIT_B_32_FLOPS:,.1f} pairs/s, by the matrix rate"
 
 
 def _kernels(accelerator: _Accelerator | None, compiler: str | None) -> Fallback:
-    triton = importlib.util.find_spec("triton") is not None and accelerator is not None and accelerator.device == "cuda"
-    if triton:
+    on_gpu = accelerator is not None and accelerator.device == "cuda"
+    if on_gpu and importlib.util.find_spec("triton") is not None:
         return Fallback("kernels", "full", "torch; Triton can compile", "")
     here = "plain torch" if compiler is None else f"plain torch; {compiler.split()[0]} can compile"
-    return Fallback("kernels", "fallback", here, "no Triton without a CUDA GPU; selection is matrix products either way")
-
-
-def _matrix(measured: dict[str, Rate], label: str, cores: machine.Cores) -> float | None:
-    """Matrix rate of all cores in GFLOP/s."""
-    rate = measured.get(f"matrix product, {label}, {cores.usable} core{'s' * (cores.usable > 1)}")
-    return None if rate is None else rate.value
+    why = "Triton is not installed" if on_gpu else "no GPU for Triton"
+    return Fallback("kernels", "fallback", here, f"{why}; selection is matrix products either way")
 
 
 def render_examination(exam: Examination, console: Console) -> None:
-    """Print the examination as three tables and a verdict."""
+    """Print the examination: the machine, the measurements, what does the work, and a verdict."""
+    from rich.text import Text
+
+    facts = _table("Machine", "", "")
+    for fact in exam.facts:
+        facts.add_row(fact.name, Text(fact.value))
+    facts.add_row("packages", Text(", ".join(f"{v.name} {v.version or 'ABSENT'}" for v in exam.versions)))
+    speed = _table("Measured here", "", "rate", "")
+    speed.columns[1].justify = "right"
+    for rate in exam.rates:
+        speed.add_row(rate.name, _shown(rate), Text(rate.note, style="dim"))
+    paths = _table("What does the work", "", "", "here", "cost")
+    for row in exam.fallbacks:
+        paths.add_row(row.job, Text(row.state, style=_STYLES[row.state]), Text(row.here), Text(row.cost))
+    for part in (facts, speed, paths):
+        console.print(part)
+        console.print()
+    verdict = ("Ready.", "green") if exam.healthy else ("Not ready: see what is missing above.", "bold red")
+    console.print(Text.assemble(verdict, (f" Examined in {exam.seconds:.1f} s.", "dim")))
+
+
+def _table(title: str, *columns: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    def table(title: str, *columns: str) -> Table:
-        made = Table(title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
-        for column in columns:
-            made.add_column(column, header_style="dim", overflow="fold")
-        return made
+    made = Table(title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    made.show_header = any(columns)
+    for column in columns:
+        made.add_column(column, header_style="dim", overflow="fold")
+    return made
 
-    machine_table = table("Machine", "", "")
-    for fact in exam.facts:
-        machine_table.add_row(fact.name, Text(fact.value))
-    packages = ", ".join(f"{v.name} {v.version or 'ABSENT'}" for v in exam.versions)
-    machine_table.add_row("packages", Text(packages))
-    speed = table("Measured here", "", "rate", "")
-    speed.columns[1].justify = "right"
-    for rate in exam.rates:
-        value = "-" if rate.value is None else f"{rate.value:,.0f} {rate.unit}" if rate.value >= 10 else f"{rate.value:.2g} {rate.unit}"
-        speed.add_row(rate.name, value, Text(rate.note, style="dim"))
-    paths = table("What does the work", "", "", "here", "cost")
-    styles = {"full": "green", "fallback": "yellow", "missing": "bold red"}
-    for row in exam.fallbacks:
-        paths.add_row(row.job, Text(row.state, style=styles[row.state]), Text(row.here), Text(row.cost))
-    for part in (machine_table, speed, paths):
-        console.print(part)
-        console.print()
-    verdict = Text("Ready.", style="green") if exam.healthy else Text("Not ready: see what is missing above.", style="red")
-    console.print(verdict, Text(f"Examined in {exam.seconds:.1f} s.", style="dim"))
+
+def _shown(rate: Rate) -> str:
+    if rate.value is None:
+        return "-"
+    return f"{rate.value:,.0f} {rate.unit}" if rate.value >= 10 else f"{rate.value:.2g} {rate.unit}"

@@ -17,14 +17,22 @@ from PIL import ImageFont
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 MOST_CHARACTERS: Final = 400
-_INVISIBLE: Final = ("Cc", "Cf", "Cs", "Co", "Cn")  # control, format (all bidi marks), lone surrogates, private, unassigned
+_INVISIBLE: Final = (
+    "Cc",
+    "Cf",
+    "Cs",
+    "Co",
+    "Cn",
+)  # control, format with all bidi marks, surrogate, private, unassigned
 _MOST_MARKS: Final = 2
 
 _SYSTEM_FACES: Final = (
     "DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "Arial Unicode.ttf",
     "NotoSansCJK-Regular.ttc", "Hiragino Sans GB.ttc",
 )  # fmt: skip
-_PLAIN: Final = str.maketrans({"ß": "ss", "ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "œ": "oe", "ł": "l", "đ": "d", "’": "'"})
+_PLAIN: Final = str.maketrans(
+    {"ß": "ss", "ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "œ": "oe", "ł": "l", "đ": "d", "\u2019": "'", "\u2013": "-"}
+)
 _BOX: Final = "\ufffd"  # the bundled face draws its sign for the unknown
 
 
@@ -119,7 +127,9 @@ def _shown(face: Font, character: str) -> str:
         return character
     bare = unicodedata.normalize("NFKD", character.translate(_PLAIN))
     letters = "".join(letter for letter in bare if not unicodedata.combining(letter) and _has(face, letter))
-    return letters or ("" if unicodedata.combining(character) else _BOX if isinstance(face, ImageFont.FreeTypeFont) else "?")
+    if letters or unicodedata.combining(character):
+        return letters
+    return _BOX if isinstance(face, ImageFont.FreeTypeFont) else "?"
 
 
 def _break(text: str, face: Font, width: float) -> int:

@@ -30,7 +30,7 @@ def jpeg_rate(decoder: Literal["simplejpeg", "pillow"], *, seconds: float) -> fl
     return _rate(lambda: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), seconds)
 
 
-def matrix_rate(dtype: Literal["float32", "bfloat16", "float16"], *, threads: int, seconds: float, device: str = "cpu") -> float:
+def matrix_rate(dtype: Literal["float32", "bfloat16"], *, threads: int, seconds: float, device: str = "cpu") -> float:
     """Floating-point operations per second of a square matrix product in torch. The thread count is put back after."""
     import torch
 

@@ -7,6 +7,7 @@ A client-side window of futures (twice the worker threads) keeps the scheduler's
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
@@ -114,12 +115,14 @@ def _local(workers: int, threads: int, *, processes: bool) -> Iterator[OnDask]:
 
     quiet = {"distributed.admin.large-graph-warning-threshold": "100MB", "distributed.worker.memory.terminate": False}
     loopback = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
-    shape = {"n_workers": workers, "threads_per_worker": 1} if processes else {
-        "n_workers": 1, "threads_per_worker": workers,
-    }  # fmt: skip
+    if processes:
+        shape: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "host": "127.0.0.1"}
+    else:
+        shape = {"n_workers": 1, "threads_per_worker": workers, "protocol": "inproc://"}
+    logging.getLogger("distributed").setLevel(logging.ERROR)
     with (
         dask.config.set(quiet),
-        LocalCluster(processes=processes, host="127.0.0.1", silence_logs=40, **shape, **loopback) as cluster,
+        LocalCluster(processes=processes, silence_logs=logging.ERROR, **shape, **loopback) as cluster,
         Client(cluster) as client,
     ):
         place = "processes" if processes else "threads of this process"

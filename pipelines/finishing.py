@@ -87,7 +87,7 @@ def finish(job: Job, receipts: Receipts, *, success: bool) -> dict[str, Any]:
     side = _side_files(job, receipts)
     for name, content in side.items():
         replace_file(job.output / name, content)
-    manifest = _manifest(job, receipts, counts, list(side))
+    manifest = _manifest(job, receipts, counts, side)
     content = readable_json(manifest)
     replace_file(job.store.root / "manifest.json", content)
     if success:
@@ -119,7 +119,7 @@ def _side_files(job: Job, receipts: Receipts) -> dict[str, bytes]:
     wids = [WidsShard(str(o.published), facts["md5"], facts["samples"], o.size) for o, facts in shards]
     files = {
         "sizes.json": readable_json(sizes(names)),
-        "shardindex.json": readable_json(wids_index(wids, name=job.output.name)),
+        "shardindex.json": readable_json(wids_index(wids, name="curate")),
         "meta.json": readable_json(_meta(job, names)),
     }
     uids = [uid for receipt in receipts.written for uid in _uids(job, receipt) if uid is not None]
@@ -143,13 +143,14 @@ def _meta(job: Job, names: list[tuple[str, int]]) -> dict[str, Any]:
     }
 
 
-def _manifest(job: Job, receipts: Receipts, counts: dict[str, int], side: list[str]) -> dict[str, Any]:
+def _manifest(job: Job, receipts: Receipts, counts: dict[str, int], side: dict[str, bytes]) -> dict[str, Any]:
     shards = [
         {"name": o.published, "sha256": o.sha256, "size": o.size, "samples": receipt.facts["samples"]}
         for receipt in receipts.written
         for o in receipt.outputs[:1]
     ]
-    published = [o.published for receipt in receipts for o in receipt.outputs if o.published is not None]
+    digests = {str(o.published): o.sha256 for receipt in receipts for o in receipt.outputs if o.published is not None}
+    digests |= {name: hashlib.sha256(content).hexdigest() for name, content in side.items()}
     return {
         "schema": 1,
         "tool": job.record.tool,
@@ -157,8 +158,7 @@ def _manifest(job: Job, receipts: Receipts, counts: dict[str, int], side: list[s
         "reasons": reason_counts(receipts),
         "shards": shards,
         "inputs": [_input(scored, ledger) for scored, ledger in zip(receipts.scored, receipts.ledger, strict=True)],
-        "published": sorted([*published, *side]),
-        "digests": {o.published: o.sha256 for receipt in receipts for o in receipt.outputs if o.published is not None},
+        "digests": digests,
         "receipts": [receipt.unit for receipt in receipts],
     }
 

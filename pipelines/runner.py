@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from curate.pipelines import finishing, passes
-from curate.pipelines.engine import Mode, open_engine
+from curate.pipelines.costing import Plan, plan_costs
+from curate.pipelines.engine import Mode, available_cores, open_engine
 from curate.pipelines.finishing import Receipts
 from curate.pipelines.modelling import ModelChoice, choose_models
 from curate.pipelines.passes import Job
@@ -91,6 +92,33 @@ def score(
         if scores_only:
             return _scores_result(job, scored, tolerance, started)
         return select_and_write(job, scored, tolerance, started)
+
+
+def plan(
+    shards: Shards,
+    output: str | PathLike[str],
+    *,
+    keep: float | None = None,
+    sub_batch: int | None = None,
+    super_batch: int = 20_480,
+    criterion: Criterion | None = None,
+    loss: str = "auto",
+    samples_per_shard: int | None = None,
+    reference_cache: str | PathLike[str] | None = None,
+    **values: Any,
+) -> Plan:
+    """What `score` with the same arguments would do and cost; writes nothing.
+
+    `values` are the other arguments of `score` that `RUN.json` pins: reference, learner, chunks, gain, ...
+    """
+    local_output(output)
+    of_score = {name: values.pop(name) for name in ("reference", "learner", "precision", "batch_size") if name in values}
+    of_select = drawn(keep, sub_batch, super_batch) | values
+    of_write = {"samples_per_shard": samples_per_shard}
+    record, choice = plan_run(list_shards(shards), of_score, of_select, of_write, criterion, loss)
+    if reference_cache is not None:
+        choice.check_cache(local_output(reference_cache))
+    return plan_costs(record, choice, cached=reference_cache is not None, cores=available_cores())
 
 
 def list_shards(shards: Shards) -> tuple[ShardSource, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from curate import scores
-from curate.errors import ModelError
+from curate.errors import CurateWarning, ModelError
 from curate.models.embed import DualEncoder
 from curate.models.identity import ModelIdentity
 from curate.models.load import load_model
@@ -88,7 +89,9 @@ def _score(spec: ScoreSpec, attempt: Attempt) -> dict[str, Any]:
 
 def _encoders(spec: ScoreSpec) -> dict[str, DualEncoder]:
     names = {"reference": spec.settings.reference, "learner": spec.settings.learner}
-    encoders = {role: load_model(name, precision=spec.settings.precision) for role, name in names.items() if name}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CurateWarning)  # the driver has said it already
+        encoders = {role: load_model(name, precision=spec.settings.precision) for role, name in names.items() if name}
     for role, encoder in encoders.items():
         differences = encoder.identity.differences(ModelIdentity.from_json(spec.models[role]))
         if differences:

@@ -31,6 +31,7 @@ FAULTS: Final = ("mismatched-caption", "boilerplate-caption", "near-duplicate", 
 BROKEN: Final = ("truncated-image", "missing-caption", "duplicate-key")  # each ends in the ledger as quarantined
 POOL, REFERENCE = 0, 1  # parts, as they enter the seeds
 _SCENE, _FAULT = 0, 1  # streams of one sample
+QUALITY: Final = 92  # of the JPEGs
 
 TRUTH_SCHEMA: Final = pa.schema(
     [
@@ -64,10 +65,13 @@ class FaultRates:
 
 @dataclass(frozen=True, slots=True)
 class GroupShares:
-    """Shares of samples with a German caption. The reference hardly meets them: the planted cause of uneven treatment."""
+    """Shares of samples with a German caption.
+
+    The reference hardly meets them, which is the planted cause of uneven treatment.
+    """
 
     pool: float = 0.12
-    reference: float = 0.02
+    reference: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ def draw_corpus(
     clean_reference: int = 1500,
     side: int = 64,
 ) -> Corpus:
-    """Draw `samples` scenes with faults into DIRECTORY/pool and `clean_reference` ones without into DIRECTORY/reference.
+    """Draw `samples` scenes into DIRECTORY/pool, faults among them, and `clean_reference` into DIRECTORY/reference.
 
     Shards are named and keyed as img2dataset does (`00003.tar`, key `000030017`), each sample is KEY.jpg, KEY.txt and
     KEY.json. Twelve of 4000 samples are broken in structure (cut image, no caption, repeated key). Equal arguments give
@@ -133,12 +137,13 @@ def draw_corpus(
     pq.write_table(pa.Table.from_pylist(rows, TRUTH_SCHEMA), buffer)
     replace_file(truth, buffer.getvalue())
     planted = Counter(plan.fault for plan in pool if plan.fault is not None)
-    return Corpus(directory, pool_paths, reference_paths, truth, {fault: planted[fault] for fault in (*FAULTS, *BROKEN)})
+    counts = {fault: planted[fault] for fault in (*FAULTS, *BROKEN)}
+    return Corpus(directory, pool_paths, reference_paths, truth, counts)
 
 
 def _check(samples: int, shards: int, clean_reference: int) -> None:
     if samples < 20 or clean_reference < 1:
-        raise UsageError(f"the demo needs at least 20 samples and a reference part, not {samples} and {clean_reference}")
+        raise UsageError(f"{samples} samples and {clean_reference} for the reference: draw at least 20 and 1")
     if not max(1, samples / SAMPLES_PER_SHARD) <= shards <= samples // 4:
         raise UsageError(f"{shards} shards for {samples} samples: a shard holds between 4 and {SAMPLES_PER_SHARD}")
 
@@ -147,7 +152,9 @@ def _plan(part: int, samples: int, shards: int, seed: int, rates: FaultRates, ge
     """Assign keys, faults, sources of near-duplicates and languages."""
     rng = np.random.default_rng([seed, part])
     per_shard = -(-samples // shards)
-    places = [i for i in range(samples) if i % per_shard]  # the first of a shard is sound: a repeated key repeats its key
+    places = [
+        i for i in range(samples) if i % per_shard
+    ]  # the first of a shard stays sound: its key is the one repeated
     fault_of = _assign_faults(rng, samples, places, rates, broken=max(1, samples // 1000) if part == POOL else 0)
     sound = [i for i, fault in enumerate(fault_of) if fault is None]
     sources = rng.choice(sound, size=samples)
@@ -254,13 +261,16 @@ def _another(scene: Scene, rng: np.random.Generator) -> Scene:
 
 def _jpeg(plan: _Plan, image: Image.Image, rng: np.random.Generator) -> bytes:
     """Encode the picture, damaged as planned."""
-    quality = 90
     if plan.fault == "blurred-image":
         image = image.filter(ImageFilter.GaussianBlur(image.width * rng.uniform(0.06, 0.09)))
-    elif plan.fault == "near-duplicate":
-        quality = int(rng.integers(72, 86))
-        image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.97, 1.03))
+    data = _encode(image, QUALITY)
+    if plan.fault == "near-duplicate":  # as copies come about: decoded, a little changed, encoded again
+        copy = ImageEnhance.Brightness(Image.open(io.BytesIO(data))).enhance(rng.uniform(0.985, 1.015))
+        return _encode(copy, int(rng.integers(88, 96)))
+    return data[: len(data) // 2] if plan.fault == "truncated-image" else data
+
+
+def _encode(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
-    data = buffer.getvalue()
-    return data[: len(data) // 2] if plan.fault == "truncated-image" else data
+    return buffer.getvalue()

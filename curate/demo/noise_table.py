@@ -91,7 +91,7 @@ def _join(truth: pa.Table, ledger: pa.Table) -> list[dict[str, Any]]:
         true = known.get((name, row["ordinal"]))
         if true is None or true["key"] != row["key"]:
             raise VerificationError(
-                f"shard {name}, sample {row['key']!r}: not in the corpus's truth; use the ledger of a run on this corpus"
+                f"shard {name}, sample {row['key']!r}: not in the corpus's truth; take a run's ledger on this corpus"
             )
         joined.append({**true, "status": row["status"], "similarity": row["reference_similarity"]})
     return joined
@@ -136,8 +136,9 @@ def noise_view(table: NoiseTable) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    view = Table(title=Text("Noise before and after", style="bold"), title_justify="left", box=None, padding=(0, 3, 0, 0))
-    view.add_column("", style="", no_wrap=True)
+    title = Text("Noise before and after", style="bold")
+    view = Table(title=title, title_justify="left", box=None, padding=(0, 3, 0, 0))
+    view.add_column("", no_wrap=True)
     for heading in ("in the pool", "", "kept", "", "change"):
         view.add_column(heading, justify="right", header_style="dim", no_wrap=True)
     for row in table.rows:

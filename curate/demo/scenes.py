@@ -4,7 +4,7 @@ A scene is a value; `draw` turns it into pixels. Shape masks and pattern tiles a
 drawn at three times its size and reduced, costs about 0.3 ms on one core.
 """
 
-# S side of the picture in pixels, R radius of a shape in supersampled pixels
+# G patches of light on a side of the ground
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COLOURS: Final[dict[str, Colour]] = {
     "white": (250, 250, 247),
 }
 GROUNDS: Final[dict[str, Colour]] = {
-    "white": (246, 246, 243),
+    "white": (236, 236, 233),
     "grey": (152, 154, 160),
     "black": (30, 31, 36),
     "beige": (234, 216, 182),
@@ -60,6 +60,7 @@ PLACES: Final[dict[str, tuple[float, float]]] = {
     "in the bottom right corner": (0.74, 0.74),
 }
 SUPERSAMPLING: Final = 3
+GRID: Final = 6
 _BOXES: Final = {  # relation -> (box of the first group, box of the second), as shares of the side: x0, y0, x1, y1
     "above": ((0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)),
     "below": ((0.0, 0.5, 1.0, 1.0), (0.0, 0.0, 1.0, 0.5)),
@@ -81,7 +82,7 @@ class Shapes:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One or two groups of shapes on a ground. `relation` places the first group against the second; `place` a lone one."""
+    """One or two groups of shapes on a ground: `relation` places the first against the second, `place` a lone one."""
 
     ground: str
     groups: tuple[Shapes, ...]
@@ -93,7 +94,7 @@ class Scene:
         return asdict(self)
 
     def tells_apart(self, other: Scene) -> bool:
-        """Whether no (colour, shape) of this scene occurs in `other`, so that a caption of one is wrong for the other."""
+        """Whether no (colour, shape) occurs in both, so that a caption of one is wrong for the other."""
         mine = {(group.colour, group.shape) for group in self.groups}
         return mine.isdisjoint((group.colour, group.shape) for group in other.groups)
 
@@ -124,7 +125,7 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
 def draw(scene: Scene, rng: np.random.Generator, *, side: int = 64) -> Image.Image:
     """Draw `scene` as an RGB picture of side x side pixels. `rng` moves and turns the shapes a little."""
     large = side * SUPERSAMPLING
-    canvas = _ground(GROUNDS[scene.ground], large, int(rng.integers(4))).copy()
+    canvas = _ground(GROUNDS[scene.ground], large, rng)
     shadow = _mix(GROUNDS[scene.ground], (0, 0, 0), 0.22)
     for group, centres in zip(scene.groups, _centres(scene), strict=True):
         reach = max(4, round(SIZES[group.size] * large * rng.uniform(0.93, 1.07)))
@@ -159,14 +160,11 @@ def _centres(scene: Scene) -> Iterator[list[tuple[float, float]]]:
         yield [(step, (y0 + y1) / 2) if wide else ((x0 + x1) / 2, step) for step in steps]
 
 
-@lru_cache(maxsize=256)
-def _ground(colour: Colour, size: int, corner: int) -> Image.Image:
-    """A ground that is a little lighter towards one corner."""
-    ramp = np.linspace(-1.0, 1.0, size, dtype=np.float32)
-    light_SS = (ramp[:, None] + 0.6 * ramp[None, :]) * 9.0
-    light_SS = np.rot90(light_SS, corner)
-    pixels_SS3 = np.clip(np.asarray(colour, np.float32) + light_SS[..., None], 0, 255)
-    return Image.fromarray(pixels_SS3.astype(np.uint8), "RGB")
+def _ground(colour: Colour, size: int, rng: np.random.Generator) -> Image.Image:
+    """A ground in soft, uneven light, which differs from picture to picture as it does in photographs."""
+    light_GG1 = rng.uniform(-20.0, 20.0, (GRID, GRID, 1))
+    coarse_GG3 = np.clip(np.asarray(colour) + light_GG1, 0, 255).astype(np.uint8)
+    return Image.fromarray(coarse_GG3).resize((size, size), Image.Resampling.BICUBIC)
 
 
 @lru_cache(maxsize=256)
@@ -216,9 +214,8 @@ def _silhouette(shape: str, reach: int, degrees: int) -> Image.Image:
         return mask
     turn = math.radians(degrees)
     cos, sin = math.cos(turn), math.sin(turn)
-    pen.polygon(
-        [(middle + reach * (x * cos - y * sin), middle + reach * (x * sin + y * cos)) for x, y in _outline(shape)], fill=255
-    )
+    corners = [(x * cos - y * sin, x * sin + y * cos) for x, y in _outline(shape)]
+    pen.polygon([(middle + reach * x, middle + reach * y) for x, y in corners], fill=255)
     return mask
 
 

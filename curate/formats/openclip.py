@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 
 from curate.errors import UsageError
@@ -70,6 +72,22 @@ def webdataset_note() -> str | None:
         f"webdataset {installed} breaks open_clip's loader (KeyError: 'fname', open_clip issue 935); in the "
         "environment that trains: pip install 'webdataset<=0.2.86'"
     )
+
+
+@contextmanager
+def end_of_shard_fix() -> Iterator[None]:
+    """Let open_clip's loader run under any webdataset: the end-of-shard mark that it trips over is left out inside."""
+    from open_clip_train import data
+
+    if webdataset_note() is None:
+        yield
+        return
+    original = data.tar_file_expander
+    data.tar_file_expander = partial(original, eof_value=None)
+    try:
+        yield
+    finally:
+        data.tar_file_expander = original
 
 
 def train_command(

@@ -1,6 +1,6 @@
 """Decode one untrusted image to RGB: the header first, then simplejpeg for JPEG and Pillow for the rest.
 
-A 256-px JPEG takes about a third of a millisecond, half of what Pillow takes. The declared size is checked before
+A 256-px JPEG takes about 0.2 ms of a core, against Pillow's 0.3. The declared size is checked before
 anything is allocated. Pillow is handed only the parts of the file that make pixels, through the plug-in of the one
 format that the header shows: no text chunk, colour profile, thumbnail or animation control reaches it, and it has
 nothing to warn about.
@@ -40,7 +40,7 @@ _PLUGINS: Final[dict[str, Callable[[BytesIO], ImageFile.ImageFile]]] = {
     "webp": WebPImagePlugin.WebPImageFile,
     "gif": GifImagePlugin.GifImageFile,
 }
-# libjpeg's warnings that leave every pixel right: Pillow then decodes. The others mean lost data, which Pillow would bear.
+# libjpeg's warnings that leave every pixel right; Pillow then decodes. The others mean lost data; Pillow bears some.
 _HARMLESS: Final = re.compile(r"extraneous bytes|Adobe color transform|Invalid SOS parameters|JFIF")
 _SIMPLE_FRAMES: Final = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive; all Huffman-coded
 _MOST_SCANS: Final = 100  # encoders use about ten; each costs a pass over the whole picture
@@ -85,18 +85,26 @@ def _pixels(data: memoryview, layout: Layout, min_side: int | None, max_pixels: 
             raise ImageRejected("image-undecodable", f"a progressive JPEG with more than {_MOST_SCANS} scans")
         if layout.frame in _SIMPLE_FRAMES and layout.components in (1, 3):
             try:
-                return _by_simplejpeg(data, min_side)
+                return _by_simplejpeg(data, layout.header, min_side)
             except ValueError as error:
                 if not _HARMLESS.search(str(error)):
                     raise
     return _by_pillow(data, layout.header, max_pixels)
 
 
-def _by_simplejpeg(data: memoryview, min_side: int | None) -> NDArray[np.uint8]:
-    # min_factor 2: the scales between 1/2 and 1 have no vector code and cost more than the whole picture.
-    options = {"min_height": min_side, "min_width": min_side, "min_factor": 2} if min_side else {}
-    rgb_HWC: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", **options)
-    return rgb_HWC
+def _by_simplejpeg(data: memoryview, header: ImageHeader, min_side: int | None) -> NDArray[np.uint8]:
+    # Powers of two only: the scales between them have no vector code, and 3/8 takes longer than 1/2.
+    short = min(header.width, header.height)
+    factor = next((one for one in (8, 4, 2) if min_side and -(-short // one) >= min_side), 1)
+    height, width = -(-header.height // factor), -(-header.width // factor)
+    # Into our own buffer: should the decoder read another size than we did, it fails instead of allocating it.
+    buffer_HWC = np.empty((height, width, 3), np.uint8)
+    got_HWC = simplejpeg.decode_jpeg(
+        data, "RGB", min_height=height, min_width=width, min_factor=factor, buffer=buffer_HWC.reshape(-1)
+    )
+    if got_HWC.shape != buffer_HWC.shape:
+        raise ImageRejected("image-undecodable", f"the header says {buffer_HWC.shape}, the decoder {got_HWC.shape}")
+    return buffer_HWC
 
 
 def _by_pillow(data: memoryview, header: ImageHeader, max_pixels: int) -> NDArray[np.uint8]:

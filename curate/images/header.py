@@ -90,7 +90,7 @@ def jpeg_segments(data: memoryview) -> Iterator[tuple[int, int, int]]:
         while data[at] == 0xFF:
             at += 1
         marker = data[at]
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:
+        if marker <= 0x01 or 0xD0 <= marker <= 0xD8:  # FF 00 is no marker; TEM and RST have no length
             continue
         if marker in (0xD9, 0xDA):
             return

@@ -1,6 +1,6 @@
 """Two quality signals of a picture, from one small grey copy: how sharp it is, and a hash that near-duplicates share.
 
-About 0.1 ms for a 256-px image. Both are made from the picture at 64 pixels of height, so that they compare across
+About 0.2 ms for a 256-px image. Both are made from the picture at 64 pixels of height, so that they compare across
 sizes.
 """
 
@@ -39,7 +39,9 @@ def signals(rgb_HWC: NDArray[np.uint8]) -> Signals:
     """
     height, width, _ = rgb_HWC.shape
     across = min(_WIDEST, max(3, round(_HEIGHT * width / height)))
-    grey = Image.fromarray(rgb_HWC).resize((across, _HEIGHT), Image.Resampling.BOX).convert("L")
+    whole = Image.fromarray(rgb_HWC).convert("L")
+    # reducing_gap 1: whole-number box averages first, which halves the time of the fractional rest
+    grey = whole.resize((across, _HEIGHT), Image.Resampling.BOX, reducing_gap=1.0)
     return Signals(_sharpness(np.asarray(grey)), _dhash(grey))
 
 

@@ -104,4 +104,5 @@ def _shard_spans(sidecar: Path, shard: int) -> Iterator[tuple[int, int, Span]]:
 def _whole(table: pa.Table, column: str, sidecar: Path) -> NDArray[np.int64]:
     if table[column].null_count:
         raise VerificationError(f"{sidecar}: {column} is empty in some rows; the shards hold no sub-batches")
-    return table[column].to_numpy().astype(np.int64)
+    values: NDArray[np.int64] = table[column].to_numpy().astype(np.int64)
+    return values

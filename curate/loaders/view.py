@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -75,7 +76,7 @@ class SelectionView(Dataset[dict[str, Any]]):
         self._kept = _kept_rows(self._out)
         patterns = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
         self._sources = _match(_first_ids(self._kept), expand_shards(patterns), self._out)
-        self._opened: OrderedDict[str, _Open] = OrderedDict()
+        self._start_closed()
 
     def __len__(self) -> int:
         return int(self._kept.num_rows)
@@ -102,12 +103,19 @@ class SelectionView(Dataset[dict[str, Any]]):
 
     def close(self) -> None:
         """Release the memory maps; a later access opens them again."""
-        while self._opened:
-            self._opened.popitem()[1].stack.close()
+        _close_all(self._opened)
 
     def __getstate__(self) -> dict[str, Any]:
         # memory maps do not travel to a spawned worker; it opens its own
-        return {**self.__dict__, "_opened": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_opened", "_finalizer")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_closed()
+
+    def _start_closed(self) -> None:
+        self._opened: OrderedDict[str, _Open] = OrderedDict()
+        self._finalizer = weakref.finalize(self, _close_all, self._opened)  # also when the interpreter ends
 
     def _content(self, data: memoryview, entry: SampleEntry, url: str) -> dict[str, Any]:
         member = entry.member(*IMAGE_EXTENSIONS)
@@ -126,6 +134,11 @@ class SelectionView(Dataset[dict[str, Any]]):
             self._opened[shard] = _open(self._sources[shard])
         self._opened.move_to_end(shard)
         return self._opened[shard]
+
+
+def _close_all(opened: OrderedDict[str, _Open]) -> None:
+    while opened:
+        opened.popitem()[1].stack.close()
 
 
 def _open(source: ShardSource) -> _Open:

@@ -84,13 +84,19 @@ class DualEncoder:
 
         Example: 32 images of a ViT-S-32-alt, uint8 [32, 3, 224, 224], give float32 [32, 256].
         """
+        if not len(image_BCHW):
+            return torch.zeros(0, self.width)
         with torch.inference_mode():
-            return _finish(encode_images(self, image_BCHW)) if len(image_BCHW) else torch.zeros(0, self.width)
+            features_BD = encode_images(self, image_BCHW)
+        return _finish(features_BD)
 
     def embed_texts(self, token_BT: Tensor) -> Tensor:
         """Unit vectors [B, D] in float32 on the CPU, from token ids as `tokenize` gives them."""
+        if not len(token_BT):
+            return torch.zeros(0, self.width)
         with torch.inference_mode():
-            return _finish(encode_texts(self, token_BT)) if len(token_BT) else torch.zeros(0, self.width)
+            features_BD = encode_texts(self, token_BT)
+        return _finish(features_BD)
 
     @property
     def flops_image(self) -> float:
@@ -147,6 +153,7 @@ def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: str) -> tup
 
 
 def _finish(features_BD: Tensor) -> Tensor:
+    # outside inference mode: normalising makes an ordinary tensor, which a caller may use in training
     return F.normalize(features_BD.float(), dim=-1).cpu()
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -72,6 +73,7 @@ def digest_weights(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+@lru_cache(maxsize=8)
 def digest_tokenizer(tokenizer: Any) -> str:
     """sha256 of what decides a caption's tokens: class, vocabulary, merges, context length and cleaning."""
     record: dict[str, Any] = {

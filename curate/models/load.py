@@ -8,10 +8,14 @@ the weights, one hash of them and a probe batch that compares the fast paths, an
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -108,8 +112,8 @@ def encoder_of(module: nn.Module, name: str, tokenizer: Any, *, architecture: di
     encoder = DualEncoder(
         identity=ModelIdentity(base.name, base.architecture, base.checkpoint, base.preprocessing, base.tokenizer, precision),
         module=model, tokenizer=tokenizer, rule=rule, device=device,
-        loss="softmax" if bias is None else "sigmoid", scale=float(model.logit_scale.exp()),
-        bias=0.0 if bias is None else float(bias), width=width, context_length=token_1T.shape[-1],
+        loss="softmax" if bias is None else "sigmoid", scale=float(model.logit_scale.detach().exp()),
+        bias=0.0 if bias is None else float(bias.detach()), width=width, context_length=token_1T.shape[-1],
         fast_image=image_path(model), text=text_parts(model))
     return _verified(encoder)
 
@@ -181,7 +185,7 @@ def build_untrained(config: dict[str, Any], *, seed: int, precision: str = "fp32
     """An open_clip model of a configuration, initialised from `seed`; the global random state is left as it was."""
     import open_clip
 
-    with TemporaryDirectory(prefix="curate-") as directory, torch.random.fork_rng(devices=[]):
+    with TemporaryDirectory(prefix="curate-") as directory, torch.random.fork_rng(devices=[]), _quiet_open_clip():
         record = {"model_cfg": config, "preprocess_cfg": preprocess or {}}
         (Path(directory) / CONFIG_FILE).write_text(json.dumps(record), encoding="utf-8")
         torch.manual_seed(seed)
@@ -191,6 +195,20 @@ def build_untrained(config: dict[str, Any], *, seed: int, precision: str = "fp32
         except (ImportError, RuntimeError, TypeError, ValueError, OSError) as error:
             raise ModelError(f"the model configuration cannot be built: {error}") from error
     return module
+
+
+@contextmanager
+def _quiet_open_clip() -> Iterator[None]:
+    """Drop open_clip's warnings, on the root logger, that a model without weights has no weights."""
+
+    def foreign(record: logging.LogRecord) -> bool:
+        return "open_clip" not in record.pathname
+
+    logging.getLogger().addFilter(foreign)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(foreign)
 
 
 def _safe_weights(spec: ModelSpec) -> Path | None:
@@ -240,8 +258,9 @@ def tokenizer_of(spec: ModelSpec) -> Any:
     if unknown := sorted(set(settings) - _SAFE_TOKENIZER_SETTINGS):
         raise ModelError(f"model {spec.text!r}: its configuration sets {', '.join(unknown)} for the tokenizer, which curate "
                          "does not pass on")
-    if spec.architecture in CONFIGS:
-        return open_clip.SimpleTokenizer(context_length=text["context_length"], **settings)
+    foreign = text.get("hf_tokenizer_name") or ("siglip" in spec.architecture.lower())
+    if not foreign and set(settings) <= {"clean"}:
+        return _simple_tokenizer(text.get("context_length", 77), settings.get("clean", "lower"))
     remote = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
     tokenizer: Any = _try(spec, lambda: open_clip.get_tokenizer(spec.open_clip_name, **remote))
     if getattr(tokenizer, "reduction_fn", None) is not None:
@@ -249,6 +268,14 @@ def tokenizer_of(spec: ModelSpec) -> Any:
         warnings.warn(f"{spec.text}: its tokenizer shortens long captions at random; curate cuts them at the end",
                       CurateWarning, stacklevel=5)
     return tokenizer
+
+
+@lru_cache(maxsize=8)
+def _simple_tokenizer(context_length: int, clean: str) -> Any:
+    """CLIP's own tokenizer, as `open_clip.get_tokenizer` makes it; building its vocabulary takes a third of a second."""
+    import open_clip
+
+    return open_clip.SimpleTokenizer(context_length=context_length, clean=clean)
 
 
 def _try(spec: ModelSpec, action: Any) -> Any:

@@ -1,6 +1,7 @@
-"""Resize a decoded image as the model's own open_clip transform does, on uint8, and only the part the crop keeps.
+"""Resize a decoded image as the model's own open_clip transform does, with the same Pillow filters, on uint8.
 
-Pillow resamples a box of the source directly into the output, so a 4:3 image costs a quarter less than resize and crop.
+The pixels are open_clip's, bit by bit, except for strips more than eight times as long as wide: those are resampled
+straight from the box that the crop keeps, since a strip of 1 x 64,000,000 pixels would grow to gigabytes otherwise.
 Normalisation is left to the model, on whole batches: uint8 is a quarter of the memory and traffic of float32.
 """
 
@@ -19,7 +20,8 @@ from PIL import Image
 from curate.errors import ModelError
 
 # Raised whenever the pixels that reach a model change: part of the preprocessing digest, so old caches are refused.
-RULE: Final = "pillow box resample 1; JPEG may be decoded at a reduced scale with both sides >= min_side"
+RULE: Final = "pillow resample 1; JPEG may be decoded at a reduced scale with both sides >= min_side"
+_STRIP: Final = 8
 _FILTERS: Final = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -79,12 +81,16 @@ class Preprocess:
         return self._crop(image, resized_W, resized_H)
 
     def _crop(self, image: Image.Image, resized_W: int, resized_H: int) -> Image.Image:
-        """Resample only what torchvision's CenterCrop would keep of the image resized to resized_W x resized_H."""
+        """Resize, then keep what torchvision's CenterCrop keeps."""
         left, top = round((resized_W - self.width) / 2.0), round((resized_H - self.height) / 2.0)
+        resample = _FILTERS[self.interpolation]
+        if max(resized_W, resized_H) <= _STRIP * self.min_side:
+            resized = image.resize((resized_W, resized_H), resample)
+            return resized.crop((left, top, left + self.width, top + self.height))
         across, down = image.width / resized_W, image.height / resized_H
-        box = (left * across, top * down,
-               min((left + self.width) * across, image.width), min((top + self.height) * down, image.height))
-        return image.resize((self.width, self.height), _FILTERS[self.interpolation], box=box)
+        right, bottom = (left + self.width) * across, (top + self.height) * down
+        box = (left * across, top * down, min(right, image.width), min(bottom, image.height))
+        return image.resize((self.width, self.height), resample, box=box)
 
     def _longest(self, image: Image.Image) -> Image.Image:
         ratio = max(image.height / self.height, image.width / self.width)

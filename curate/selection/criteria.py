@@ -4,9 +4,9 @@
     easy-reference   minus the reference's loss          what the reference already agrees with
     hard-learner     the learner's loss                  what the learner gets wrong, noise included
 
-Both losses split into a part of the pair alone (unconditional) and a part given the chosen (conditional). For the softmax loss
-the similarity of a pair lowers its loss and the log-sum-exp over the others raises it, hence the two signs. Source: Evans et
-al. 2024, arXiv 2406.17711, section 2.2, Algorithms 2 and 3.
+Both losses split into a part of the pair alone (unconditional) and a part given the chosen (conditional). For the
+softmax loss the similarity of a pair lowers its loss and the log-sum-exp over the others raises it, hence the two
+signs. Source: Evans et al. 2024, arXiv 2406.17711, section 2.2, Algorithms 2 and 3.
 """
 
 from __future__ import annotations

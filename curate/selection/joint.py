@@ -1,9 +1,9 @@
 """Draw a sub-batch chunk by chunk. Compares B x b pairs, keeps b; memory O(B d), time that of 8 B b d multiply-add FLOPs.
 
-Chunk 1 is drawn by each pair's own score, later chunks by the score given all that was drawn before. A chunk is drawn without
-replacement with probability proportional to exp(logit), by adding Gumbel noise and taking the largest; noise comes from a
-hash of the sample id (`noise.py`), ties go to the smaller id, and the arithmetic is laid out in the order of the ids. So the
-selection does not depend on the order of the rows or on the number of threads.
+Chunk 1 is drawn by each pair's own score, later chunks by the score given all that was drawn before. A chunk is drawn
+without replacement with probability proportional to exp(logit), by adding Gumbel noise and taking the largest; noise
+comes from a hash of the sample id (`noise.py`), ties go to the smaller id, and the arithmetic is laid out in the order
+of the ids. So the selection does not depend on the order of the rows or on the number of threads.
 
 Source: Evans et al. 2024, arXiv 2406.17711, Algorithms 2 and 3, errata mended: no overflow of exp at gain 100, the
 reference scored with its own scale and bias, exactly `size` members, chosen candidates at -inf instead of -1e8.
@@ -70,9 +70,10 @@ def draw_joint(
 ) -> Draw:
     """Draw `size` of B pairs jointly, in `chunks` parts.
 
-    `sample_ids` is uint8 [B, 16], all different. Arithmetic is fp64 if an embedding that counts is fp64, else fp32. `chunks`
-    above `size` means one sample per chunk. Raises `UsageError` for what cannot be met: an unknown criterion or loss, a model that the
-    criterion needs but is missing, shapes that disagree, a duplicate id, an embedding with NaN or inf, a size outside 1..B.
+    `sample_ids` is uint8 [B, 16], all different. Arithmetic is fp64 if an embedding that counts is fp64, else fp32.
+    `chunks` above `size` means one sample per chunk. Raises `UsageError` for what cannot be met: an unknown criterion
+    or loss, a model that the criterion needs but is missing, shapes that disagree, a duplicate id, an embedding with
+    NaN or inf, a size outside 1..B.
 
     >>> eye = torch.eye(4)
     >>> pairs = Pairs(eye, eye[[0, 1, 3, 2]], scale=10.0, bias=-5.0)  # 0 and 1 match their captions, 2 and 3 do not
@@ -82,6 +83,7 @@ def draw_joint(
     [0, 1]
     """
     check_loss(loss)
+    order_B = torch.from_numpy(canonical_order(sample_ids))
     weight = require_models(criterion, reference=reference is not None, learner=learner is not None)
     sides = [
         _side(name, pairs, factor, sample_ids)
@@ -91,7 +93,7 @@ def draw_joint(
     threads = _cores() if threads is None else threads
     if threads < 1:
         raise UsageError(f"threads is {threads}; give 1 or more, or leave it out for all cores")
-    kernel = TiledPairs(sides, loss, torch.from_numpy(canonical_order(sample_ids)), threads=threads)
+    kernel = TiledPairs(sides, loss, order_B, threads=threads)
     return draw_with(kernel, sample_ids, size=size, chunks=chunks, gain=gain, seed=seed, step=step)
 
 

@@ -1,7 +1,8 @@
 """Gumbel noise that depends on (seed, step, chunk, sample id) and on nothing else: not on row order, workers or device.
 
-Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) as a counter-based hash: the counter is
-the 16 bytes of the sample id, the key a digest of (seed, step, chunk). About 50 ns per sample, always on the CPU, always fp64.
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) as a counter-based hash: the
+counter is the 16 bytes of the sample id, the key a digest of (seed, step, chunk). About 50 ns per sample, always on
+the CPU, always fp64.
 """
 
 from __future__ import annotations

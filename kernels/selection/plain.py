@@ -1,7 +1,7 @@
 """The scores of joint selection as the mathematics states them: whole B x C tiles, any dtype. The oracle of the fast kernels.
 
-Costs what it says: for every update, two B x C matrices per model, a softplus or an exponential of each element, and a full
-pass over rows that were chosen long ago. Memory O(B C). Use it for checks, not for work.
+Costs what it says: for every update, two B x C matrices per model, a softplus or an exponential of each element, and a
+full pass over rows that were chosen long ago. Memory O(B C). Use it for checks, not for work.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from curate.kernels.selection import Loss, Side, check_sides, compute_dtype, own_scores
 from torch import Tensor
 from torch.nn.functional import softplus
-
-from curate.kernels.selection import Loss, Side, check_sides, compute_dtype, own_scores
 
 # B candidates, C newly chosen, D width
 
@@ -24,7 +23,7 @@ class PlainPairs:
         check_sides(sides, loss, order_B)
         self._sides, self._loss = tuple(sides), loss
         self._dtype = dtype or compute_dtype(sides)
-        self._own_B = own_scores(sides, loss, order_B)
+        self._own_B = own_scores(sides, loss, torch.arange(len(order_B)))
         self._standing_B = torch.ones(len(order_B), dtype=torch.bool)
         self._score_B = self._own_B.clone()
         self._pair_B = torch.zeros_like(self._own_B)
@@ -49,7 +48,8 @@ class PlainPairs:
 
     def scores(self) -> Tensor:
         """fp64 [B]; see `PairKernel`."""
-        return self._score_B.clone()
+        score_B: Tensor = self._score_B.clone()
+        return score_B
 
     def _tiles(self, side: Side, chosen_c: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled similarities of every image with the chosen texts, and of every text with the chosen images."""

@@ -1,11 +1,13 @@
 """The scores of joint selection, streamed: tiles of 512 candidates x 256 chosen, one per thread, nothing else of that size.
 
-A tile holds both directions (candidate images with chosen texts, candidate texts with chosen images). The pair loss is applied
-and reduced inside the tile, the models are subtracted, and only then does the sum enter an fp64 accumulator per candidate.
-Rows already chosen are left out, which at a filtering ratio of 0.8 saves a tenth of the matrix products.
+A tile holds both directions (candidate images with chosen texts, candidate texts with chosen images). The pair loss is
+applied and reduced inside the tile, the models are subtracted, and only then does the sum enter an fp64 accumulator
+per candidate. Rows already chosen are left out, which at a filtering ratio of 0.8 saves a tenth of the matrix
+products.
 
-The same bits for any number of threads and any order of the caller's rows: tiles are cut from `order_B` in fixed sizes, one
-thread with one intra-op thread computes a tile, and a block of candidates adds its tiles in the order of the chosen.
+The same bits for any number of threads and any order of the caller's rows: tiles are cut from `order_B` in fixed
+sizes, one thread with one intra-op thread computes a tile, and a block of candidates adds its tiles in the order of
+the chosen.
 
 Cost per element of a tile, 512 wide, one core of an AVX2 EPYC: 15-16 ns matrix product, 3 ns sigmoid loss, 2 ns softmax.
 """
@@ -15,16 +17,16 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
-
 from curate.kernels.selection import Loss, Side, check_sides, compute_dtype, own_scores
+from torch import Tensor
 
 # B candidates, n a block of them, c newly chosen, k a block of those, D width, S sides, 2 directions
 CANDIDATES_PER_TILE = 512
 CHOSEN_PER_TILE = 256
+_OWN_BLOCK = 128  # rows of fp64 that stay in a core's second-level cache while a pair is compared with itself
 _FOLDS = 3  # products of 2**3 factors, each in (1, 2]: they cannot overflow in any dtype
 
 Chosen = tuple[tuple[Tensor, ...], ...]  # texts, images; each in blocks [k, D]
@@ -36,11 +38,11 @@ _ONE_POOL = threading.Lock()
 def softplus_sums(x_kn: Tensor, linear_kn: Tensor) -> Tensor:
     """Sum of softplus over the rows of a tile, fp64 [n]; overwrites the tile and `linear_kn`, of the same shape.
 
-    softplus(x) = max(x, 0) + log1p(e) with e = exp(-|x|), and a sum of log1p is the log1p of a product: two factors (1 + e)
-    and (1 + f) fold to e + f + e f, again the excess over 1. Never adding the 1 keeps the relative precision where
-    e is tiny: against fp64 the sums are within 4e-7 relative for x anywhere in -60..110 in fp32, while a log of a product of
-    (1 + e) is off by 1e-4 near x = -10 and by all of it near x = -30. One log1p in eight makes it 1.8 ns per element; torch's
-    softplus takes 3.3 ns, and the matrix product before it 15.
+    softplus(x) = max(x, 0) + log1p(e) with e = exp(-|x|), and a sum of log1p is the log1p of a product: two factors (1
+    + e) and (1 + f) fold to e + f + e f, again the excess over 1. Never adding the 1 keeps the relative precision
+    where e is tiny: against fp64 the sums are within 4e-7 relative for x anywhere in -60..110 in fp32, while a log of
+    a product of (1 + e) is off by 1e-4 near x = -10 and by all of it near x = -30. One log1p in eight makes it 1.8 ns
+    per element; torch's softplus takes 3.3 ns, and the matrix product before it 15.
     """
     linear_n = torch.clamp_min(x_kn, 0, out=linear_kn).sum(0)
     excess_kn = x_kn.abs_().neg_().exp_()
@@ -97,7 +99,8 @@ class TiledPairs:
         self._sides, self._loss, self._threads = tuple(sides), loss, threads
         self._dtype = compute_dtype(sides)
         self._standing = order_B
-        self._own_B: Tensor = own_scores(sides, loss, order_B)
+        self._own_B = torch.zeros(len(order_B), dtype=torch.float64)
+        each_on_one_core(self._fill_own, order_B.split(_OWN_BLOCK), threads)
         self._score_B: Tensor = self._own_B.clone()
         shape = (len(order_B),) if loss == "sigmoid" else (len(order_B), len(sides), 2, 2)
         self._sum = torch.zeros(shape, dtype=torch.float64)  # softmax: candidate, side, direction, (max, sum)
@@ -124,7 +127,11 @@ class TiledPairs:
 
     def scores(self) -> Tensor:
         """fp64 [B]; see `PairKernel`."""
-        return self._score_B.clone()
+        score_B: Tensor = self._score_B.clone()
+        return score_B
+
+    def _fill_own(self, rows_n: Tensor) -> None:
+        self._own_B[rows_n] = own_scores(self._sides, self._loss, rows_n)
 
     def _scaled_chosen(self, side: Side, chosen_c: Tensor) -> Chosen:
         """Texts and images of the newly chosen, times the scale: cheaper there than on every tile."""
@@ -145,7 +152,9 @@ class TiledPairs:
 
     def _add_sigmoid(self, rows_n: Tensor, chosen: Sequence[Chosen], scratch: Scratch) -> None:
         sum_n = self._sum[rows_n]
-        streams = [self._tiles(side, rows_n, of_side, scratch) for side, of_side in zip(self._sides, chosen, strict=True)]
+        streams = [
+            self._tiles(side, rows_n, of_side, scratch) for side, of_side in zip(self._sides, chosen, strict=True)
+        ]
         for _ in chosen[0][0]:
             gap_n = torch.zeros_like(sum_n)
             for side, stream in zip(self._sides, streams, strict=True):
@@ -176,8 +185,8 @@ def each_on_one_core(work: Callable[[Tensor], None], blocks: Sequence[Tensor], t
     with _ONE_POOL:
         before = torch.get_num_threads()
         try:
-            with ThreadPool(min(threads, len(blocks)) or 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                for _ in pool.imap_unordered(work, blocks):
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                for _ in pool.map(work, blocks):
                     pass
         finally:
             torch.set_num_threads(before)

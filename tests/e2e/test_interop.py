@@ -7,7 +7,6 @@ import os
 import shlex
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +82,12 @@ def open_clip_batches(command: str, monkeypatch: pytest.MonkeyPatch, cwd: Path) 
     """One epoch of open_clip's own training loader under the arguments of `command`; texts stay code points."""
     params = pytest.importorskip("open_clip_train.params")
     data = pytest.importorskip("open_clip_train.data")
-    if openclip.webdataset_note() is not None:
-        # open_clip issue 935: without this its loader trips over the end-of-shard mark of webdataset >= 0.2.96
-        monkeypatch.setattr(data, "tar_file_expander", partial(data.tar_file_expander, eof_value=None))
     monkeypatch.chdir(cwd)
     args = params.parse_args(shlex.split(command)[3:])
     args.distributed, args.world_size, args.workers = False, 1, 2
-    info = data.get_data(args, (to_tensor, to_tensor), tokenizer=code_points)
-    return info["train"].dataloader, list(info["train"].dataloader)
+    with openclip.end_of_shard_fix():
+        info = data.get_data(args, (to_tensor, to_tensor), tokenizer=code_points)
+        return info["train"].dataloader, list(info["train"].dataloader)
 
 
 def to_tensor(image: Any) -> torch.Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
 
+import curate
 from curate.errors import ShardError, UsageError, VerificationError
 from curate.loaders.subbatches import SubBatches
 from curate.loaders.view import SelectionView
@@ -162,6 +165,13 @@ def test_view_starts_in_spawned_workers(output: Any) -> None:
     assert [item["caption"] for item in loader] == output.captions
 
 
+def test_view_that_was_never_closed_ends_in_silence(output: Any) -> None:
+    """A script may end while a view holds shards open, and nothing is printed about it."""
+    code = f"import curate; view = curate.SelectionView({str(output.inputs[0].parent)!r}, {str(output.out)!r}); view[0]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_view_finds_moved_shards(output: Any, tmp_path: Path) -> None:
     """Shards at another path are matched by base name, and by content where two share one."""
     moved, decoy = tmp_path / "moved", tmp_path / "decoy"
@@ -189,6 +199,19 @@ def test_view_refuses_a_missing_shard(output: Any) -> None:
     """A shard of the ledger that is not given is asked for by name."""
     with pytest.raises(UsageError, match=r"00001\.tar.*add its path"):
         SelectionView(output.inputs[0], output.out)
+
+
+def test_loaders_read_a_real_run(output: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """What `curate.score` wrote comes back alike from the new shards and from the original ones."""
+    folder = output.inputs[0].parent
+    choice = {"super_batch": 40, "sub_batch": 8, "criterion": "easy-reference", "samples_per_shard": 12}
+    curate.score([folder], tmp_path / "out", reference=str(tiny_checkpoint), **choice)
+    batches = list(SubBatches(tmp_path / "out", decode=False))
+    view = list(SelectionView(folder, tmp_path / "out"))
+    assert [len(batch) for batch in batches] == [8, 8]
+    assert [row["caption"] for row in view] == [text for batch in batches for text in batch.captions]
+    assert [row["image"] for row in view] == [image for batch in batches for image in batch.images]
+    assert [row["score"] for row in view] == [score for batch in batches for score in batch.scores.tolist()]
 
 
 def test_shared_run_is_untouched(output: Any) -> None:

@@ -164,6 +164,25 @@ def test_pixel_limit_holds_for_every_format(kind: str) -> None:
     assert refusal(data, max_pixels=199) == "image-too-large"
 
 
+def test_a_size_cannot_be_hidden_from_the_header() -> None:
+    """A frame header that a naive walk would step over is the one that counts, as in the decoder."""
+    data = make_image("jpeg", 64, 48)
+    frame = data.index(b"\xff\xc0")
+    decoy = b"\xff\xc0" + data[frame + 2 : frame + 5] + pack(">HH", 8, 8) + data[frame + 9 : frame + 19]
+    hidden = data[:frame] + b"\xff\x00" + data[frame:]
+    assert (read_header(hidden).width, read_header(hidden).height) == (64, 48)
+    skip = pack(">H", 2 + len(data[frame : frame + 19]))
+    assert read_header(data[:frame] + b"\xff\x00" + skip + data[frame : frame + 19] + decoy).width == 64
+
+
+def test_two_frame_headers_are_refused() -> None:
+    """A JPEG with a small frame header and then a large one is refused, not decoded at the larger size."""
+    data = make_image("jpeg", 64, 48)
+    frame = data.index(b"\xff\xc0")
+    large = data[frame : frame + 5] + pack(">HH", 60_000, 60_000) + data[frame + 9 : frame + 19]
+    assert refusal(data[: frame + 19] + large + data[frame + 19 :]) == "image-undecodable"
+
+
 def test_gif_frame_larger_than_its_screen() -> None:
     """A GIF whose frame reaches beyond a small screen is measured by the frame."""
     data = bytearray(make_image("gif", 20, 10))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from curate.errors import UsageError
-from curate.loaders.joint import JointSelector
+from curate.loaders.joint import JointSelector, _content_hashes
 
 WIDTH, WORDS = 8, 50
 
@@ -20,8 +20,8 @@ class Towers(nn.Module):
     def __init__(self, seed: int, *, bias: float | None = None) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.image = nn.Sequential(nn.Flatten(), nn.Linear(12, WIDTH), nn.BatchNorm1d(WIDTH), nn.Dropout(0.5))
         self.word = nn.Embedding(WORDS, WIDTH)
+        self.image = nn.Sequential(nn.Flatten(), nn.Linear(12, WIDTH), nn.BatchNorm1d(WIDTH), nn.Dropout(0.5))
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator)
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
@@ -69,7 +69,7 @@ def test_row_order_does_not_matter() -> None:
     """A shuffled super-batch gives the same samples in the same order."""
     images, texts = super_batch()
     shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    selector = JointSelector(Towers(1), Towers(2), forward_batch=40)
+    selector = JointSelector(Towers(1), Towers(2), gain=0.1)
     plain = selector(images, texts, step=3)
     assert shuffled[selector(images[shuffled], texts[shuffled], step=3)].tolist() == plain.tolist()
     assert selector(images, texts, step=4).tolist() != plain.tolist()
@@ -96,11 +96,11 @@ def test_duplicates_are_separate_candidates() -> None:
 
 def test_learner_is_left_as_it_was() -> None:
     """Mode of each submodule, batch-norm statistics, gradients and random state survive a selection."""
-    learner = Towers(2).train()
+    reference, learner = Towers(1), Towers(2).train()
     learner.image[2].eval()
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     random_state = torch.get_rng_state()
-    JointSelector(Towers(1), learner)(*super_batch(), step=0)
+    JointSelector(reference, learner)(*super_batch(), step=0)
     assert [module.training for module in learner.image] == [True, True, False, True]
     assert learner.training
     assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
@@ -168,7 +168,7 @@ def test_reference_inputs_reach_the_reference() -> None:
 def test_wrapped_loader_yields_sub_batches() -> None:
     """Each super-batch becomes its sub-batch, further parts are cut alike, steps count over epochs."""
     loader = [[*super_batch(seed=seed), list(range(40))] for seed in range(3)]
-    chosen = JointSelector(Towers(1), Towers(2)).wrap(loader)
+    chosen = JointSelector(Towers(1), Towers(2), gain=0.1).wrap(loader)
     first, second = list(chosen), list(chosen)
     assert len(chosen) == len(first) == 3
     assert chosen.step == 6
@@ -216,8 +216,26 @@ def test_reference_of_another_size_needs_its_own_inputs() -> None:
     reference = Towers(1)
     reference.visual = nn.Identity()
     reference.visual.image_size = (4, 4)
-    with pytest.raises(UsageError, match="4 x 4.*reference_inputs"):
+    with pytest.raises(UsageError, match=r"4 x 4.*reference_inputs"):
         JointSelector(reference, Towers(2))(*super_batch(), step=0)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8, torch.int64])
+def test_content_hash_tells_rows_apart(width: int, dtype: torch.dtype) -> None:
+    """Rows that differ in one element have different hashes, equal rows equal ones, for any width and type."""
+    images = torch.zeros(width + 2, width, dtype=dtype)
+    images[:width].fill_diagonal_(1)
+    hashes = _content_hashes(images, torch.zeros(width + 2, 3, dtype=torch.long))
+    assert len(set(hashes)) == width + 1
+    assert hashes[-1] == hashes[-2]
+
+
+def test_half_precision_models_get_images_of_their_type() -> None:
+    """A reference with bf16 layers and fp32 embeddings, as open_clip makes them, takes float images."""
+    reference = Towers(1)
+    reference.image.bfloat16()
+    assert JointSelector(reference, Towers(2))(*super_batch(), step=0).shape == (8,)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

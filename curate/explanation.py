@@ -1,0 +1,82 @@
+"""Why one sample was kept, dropped or rejected: its ledger row, put into words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from curate.errors import UsageError
+from curate.ledger import find_rows, read_ledger
+from curate.reasons import REASONS
+from curate.run_record import read_run
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One sample: its ledger row, and sentences about it."""
+
+    row: dict[str, Any]
+    sentences: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.row, "sample_id": self.row["sample_id"].hex(), "explanation": list(self.sentences)}
+
+
+def explain(output: Path, key: str) -> list[Explanation]:
+    """Every sample of the ledger whose original key, new key, uid or sample id is `key`.
+
+    Raises UsageError if there is none.
+    """
+    rows = list(find_rows(output, key))
+    if not rows:
+        raise UsageError(
+            f"{output}: no sample with key, new key, uid or sample id {key!r}; "
+            f"`curate inspect SHARDS` shows what keys look like, the ledger is {output}/_curate/ledger/*.parquet"
+        )
+    return [Explanation(row, tuple(_sentences(output, row))) for row in rows]
+
+
+def _sentences(output: Path, row: dict[str, Any]) -> list[str]:
+    place = f"sample {row['key']!r} (number {row['ordinal']}) of {row['shard']}"
+    sentences = [f"{place} was {row['status']}: {row['reason']}, {REASONS[row['reason']]}."]
+    if row["detail"]:
+        sentences.append(f"Detail: {row['detail']}.")
+    if row["status"] == "quarantined":
+        return sentences
+    sentences.append(_scores(row))
+    if row["score"] is not None:
+        sentences.append(_standing(output, row))
+    if row["out_key"] is not None:
+        sentences.append(f"It was written as {row['out_key']} in {row['out_shard']}.")
+    return sentences
+
+
+def _scores(row: dict[str, Any]) -> str:
+    parts = [f"reference similarity {row['reference_similarity']:.4f} (loss {row['reference_loss']:.4f})"]
+    if row["learner_similarity"] is not None:
+        parts.append(f"learner similarity {row['learner_similarity']:.4f} (loss {row['learner_loss']:.4f})")
+        parts.append(f"learnability of the pair alone {row['learner_loss'] - row['reference_loss']:+.4f}")
+    return "Scores: " + ", ".join(parts) + "."
+
+
+def _standing(output: Path, row: dict[str, Any]) -> str:
+    """Where the sample stood in its super-batch."""
+    settings = read_run(output).settings.select
+    table = read_ledger(output, ["sub_batch", "rank", "score"])
+    table = table.filter(pc.and_(pc.equal(table["sub_batch"], row["sub_batch"]), pc.is_valid(table["score"])))
+    drawn = len(table) - table["rank"].null_count
+    above = pc.sum(pc.greater(table["score"], row["score"])).as_py() or 0
+    name = f"super-batch {row['sub_batch']}"
+    criterion = f"{settings.criterion}, gain {settings.gain:g}" if settings else "its criterion"
+    if row["rank"] is not None:
+        return (
+            f"In {name} it was drawn at rank {row['rank']} of {drawn} (chunk {row['chunk']}), with a logit of "
+            f"{row['score']:.2f} given what was chosen before it ({criterion})."
+        )
+    return (
+        f"In {name} {drawn} of {len(table)} candidates were drawn; at the last chunk its logit was {row['score']:.2f} "
+        f"({criterion}), and {above} candidates had a higher one when they were drawn or passed over."
+    )

@@ -1,0 +1,90 @@
+"""What verbs print: the plan, the result, the verification, the bar of a training run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from curate.reasons import REASONS
+from curate.results import RunResult
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from curate.verification import Verification
+
+_MARKS = {True: "ok", False: "FAILED", None: "not tried"}
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
+def amount(value: float, unit: str) -> str:
+    """A number with a decimal prefix: `amount(3.3e13, "FLOP")` is "33.0 TFLOP"."""
+    step = 0
+    while abs(value) >= 1000 and step < len(_PREFIXES) - 1:
+        value, step = value / 1000, step + 1
+    return f"{value:,.{1 if step else 0}f} {_PREFIXES[step]}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """`duration(3700)` is "1 h 2 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def result_lines(result: RunResult) -> list[str]:
+    """The summary of a run: counts, and every reason but the two that need no explanation."""
+    counts = ", ".join(f"{count:,} {name}" for name, count in result.counts.items() if name != "in")
+    lines = [f"{result.output}: {result.counts['in']:,} samples in = {counts} ({duration(result.seconds)})"]
+    for reason, count in result.reasons.items():
+        if reason not in ("selected", "not-selected"):
+            lines.append(f"  {count:,} {reason}: {REASONS[reason]}")
+    if result.shards:
+        lines.append(f"  {len(result.shards)} shards {result.shards[0]} .. {result.shards[-1]}; ledger: _curate/ledger")
+    if result.counts.get("kept") == 0:
+        lines.append("  nothing was selected: raise --keep, or look at the reasons in the ledger")
+    return lines
+
+
+def render_plan(plan: Any, console: Console) -> None:
+    """The plan of `curate score --dry-run` (a `curate.pipelines.costing.Plan`)."""
+    flops = ", ".join(f"{name} {amount(value, 'FLOP')}" for name, value in plan.flops.items() if name != "total")
+    rows = {
+        "samples": f"{plan.samples:,} in {plan.shards} shards, {plan.quarantined:,} cannot be used",
+        "super-batches": f"{plan.super_batches} of up to {plan.super_batch:,}, up to {plan.sub_batch:,} drawn from each",
+        "selected": f"{plan.selected:,}",
+        "compute": f"{amount(plan.flops['total'], 'FLOP')} ({flops})",
+        "factor": f"{plan.factor:.2f} x plain training of {plan.factor_of} on the selected samples, scoring counted",
+        "bytes": f"{amount(plan.bytes_in, 'B')} read, {amount(plan.bytes_scores, 'B')} of scores, "
+        f"about {amount(plan.bytes_out, 'B')} of shards",
+        "time": f"about {duration(plan.seconds)} of scoring at {plan.samples_per_second:,.0f} samples/s "
+        f"(from {plan.probed} samples on one core)",
+    }
+    for name, text in rows.items():
+        console.print(f"{name:<14}{text}", markup=False, highlight=False)
+
+
+def render_verification(verification: Verification, console: Console) -> None:
+    """One line per check, and the verdict."""
+    for check in verification.checks:
+        console.print(f"{_MARKS[check.ok]:<10}{check.name:<20}{check.detail}", markup=False, highlight=False)
+    verdict = "verified" if verification.ok else "NOT verified: the files contradict each other"
+    console.print(f"{verification.output}: {verdict}", markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def training_bar() -> Iterator[Callable[[Any], None]]:
+    """A progress callback for `curate.learner.train`: a bar on a terminal, plain lines elsewhere."""
+    from curate.progress import progress
+
+    with contextlib.ExitStack() as stack:
+        shown: list[Any] = []
+
+        def report(state: Any) -> None:
+            if not shown:
+                shown.append(stack.enter_context(progress("train", state.steps, "steps")))
+            shown[0].advance(1, f"loss {state.loss:.4f}, {state.samples_per_second:,.0f} samples/s")
+
+        yield report

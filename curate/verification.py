@@ -1,0 +1,214 @@
+"""Prove a finished output from its files alone: accounting, digests, pairs, sub-batches, and that readers load it.
+
+Each check is independent of the code that wrote the files where it can be: shards are indexed and hashed anew, and the
+original shards too if they are still there. Reads every published byte once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curate.errors import ShardError, UsageError
+from curate.ledger import ledger_files, read_ledger
+from curate.run_record import RunRecord, read_run
+from curate.shards.captions import read_caption
+from curate.shards.samples import SampleEntry, group_samples
+from curate.shards.sources import open_shard, shard_digest
+from curate.shards.tarindex import index_tar
+from curate.storage import file_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was proved, or was not: `ok` is None where it could not be tried, with the reason in `detail`."""
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """All checks of one output; `ok` if none failed."""
+
+    output: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok is not False for check in self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        checks = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in self.checks]
+        return {"output": str(self.output), "ok": self.ok, "checks": checks}
+
+
+class _Mismatch(Exception):
+    """A check failed; the message says where."""
+
+
+class _Untried(Exception):
+    """A check could not be made here; the message says why."""
+
+
+def verify(output: Path, *, load: bool = True) -> Verification:
+    """Check the output directory of a finished run; `load` also reads a sample with webdataset and open_clip."""
+    record, manifest = read_run(output), _manifest(output)
+    steps: list[tuple[str, Callable[[], str]]] = [
+        ("finished", lambda: _finished(output, manifest)),
+        ("accounting", lambda: _accounting(output, record, manifest)),
+        ("inputs", lambda: _inputs(record, manifest)),
+        ("digests", lambda: _digests(output, manifest)),
+        ("pairs", lambda: _pairs(output, manifest)),
+        ("sub-batches", lambda: _sub_batches(output, record)),
+    ]
+    if load:
+        from curate.loaders.readers import read_with_open_clip, read_with_webdataset
+
+        steps.append(("webdataset loads it", lambda: _loaded(read_with_webdataset, output, manifest)))
+        steps.append(("open_clip loads it", lambda: _loaded(read_with_open_clip, output, manifest)))
+    return Verification(output, tuple(_checked(name, step) for name, step in steps))
+
+
+def _checked(name: str, step: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, step())
+    except _Mismatch as mismatch:
+        return Check(name, False, str(mismatch))
+    except _Untried as untried:
+        return Check(name, None, str(untried))
+    except (OSError, ValueError, KeyError, UsageError, ShardError) as error:
+        return Check(name, False, f"{type(error).__name__}: {error}")
+
+
+def _manifest(output: Path) -> dict[str, Any]:
+    path = output / "_curate" / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UsageError(f"{output}: the run has not finished ({path} is missing); run the same command again") from None
+    return manifest
+
+
+def _finished(output: Path, manifest: dict[str, Any]) -> str:
+    if not (output / "_curate" / "SUCCESS.json").is_file():
+        raise _Mismatch("no SUCCESS.json: the run lost more than its tolerance, or did not finish")
+    return f"{manifest['counts']['in']} samples in {len(manifest['inputs'])} shards came in"
+
+
+def _accounting(output: Path, record: RunRecord, manifest: dict[str, Any]) -> str:
+    """in = kept + dropped + quarantined for every input shard, each row with a reason, and the manifest says the same."""
+    files = ledger_files(output)
+    if len(files) != len(record.inputs):
+        raise _Mismatch(f"{len(record.inputs)} input shards, {len(files)} ledger files")
+    totals: Counter[str] = Counter()
+    for file, known in zip(files, manifest["inputs"], strict=True):
+        table = pq.read_table(file, columns=["status", "reason", "ordinal"])
+        statuses = Counter(table["status"].to_pylist())
+        if len(table) != known["rows"] or any(statuses[name] != known[name] for name in ("kept", "dropped", "quarantined")):
+            raise _Mismatch(f"{file.name}: {dict(statuses)} of {len(table)} rows, the manifest says {known}")
+        if table["reason"].null_count or table["ordinal"].to_pylist() != list(range(len(table))):
+            raise _Mismatch(f"{file.name}: a row without a reason, or rows missing")
+        totals.update(statuses)
+    if any(totals[name] != manifest["counts"][name] for name in ("kept", "dropped", "quarantined")):
+        raise _Mismatch(f"the ledger counts {dict(totals)}, the manifest {manifest['counts']}")
+    return f"{totals['kept']} kept + {totals['dropped']} dropped + {totals['quarantined']} quarantined = {totals.total()}"
+
+
+def _inputs(record: RunRecord, manifest: dict[str, Any]) -> str:
+    """The original shards, if they are still there, hold the samples that the ledger accounts for."""
+    seen = 0
+    for source, known in zip(record.inputs, manifest["inputs"], strict=True):
+        try:
+            with open_shard(source) as data:
+                digest = shard_digest(data)
+                rows = len(group_samples(index_tar(data), digest))
+        except (OSError, ShardError):
+            continue
+        if digest != known["sha256"] or rows != known["rows"]:
+            raise _Mismatch(f"{source.url} has changed: {rows} samples now, {known['rows']} when it was scored")
+        seen += 1
+    if not seen:
+        raise _Untried("the original shards are not reachable from here")
+    return f"{seen} of {len(record.inputs)} original shards read again, unchanged"
+
+
+def _digests(output: Path, manifest: dict[str, Any]) -> str:
+    for name, sha256 in manifest["digests"].items():
+        path = output / name
+        if not path.is_file():
+            raise _Mismatch(f"{name} is missing")
+        if file_digest(path) != sha256:
+            raise _Mismatch(f"{name}: its bytes are not those that were written")
+    return f"sha256 of {len(manifest['digests'])} files"
+
+
+def _pairs(output: Path, manifest: dict[str, Any]) -> str:
+    """Every sample written has the image and the caption of its sidecar, and is the one that the ledger sent there."""
+    table = read_ledger(output, ["sample_id", "out_shard", "out_key", "status"])
+    expected = {row["out_key"]: row for row in table.filter(pc.equal(table["status"], "kept")).to_pylist()}
+    for shard in manifest["shards"]:
+        for key, sidecar, image, caption in _written(output / shard["name"]):
+            row = expected.pop(key, None)
+            if row is None or row["out_shard"] != shard["name"] or row["sample_id"] != sidecar["sample_id"]:
+                raise _Mismatch(f"{shard['name']}, sample {key}: the ledger sent another sample there")
+            if hashlib.sha256(image).hexdigest() != sidecar["sha256"] or caption != sidecar["caption"]:
+                raise _Mismatch(f"{shard['name']}, sample {key}: image or caption is not that of its sidecar")
+    if expected:
+        raise _Mismatch(f"{len(expected)} kept samples are in no shard, first {next(iter(expected))}")
+    return f"image and caption of {manifest['counts']['kept']} written samples"
+
+
+def _written(tar: Path) -> Iterator[tuple[str, dict[str, Any], memoryview, str | None]]:
+    """(key, sidecar row, image bytes, caption) of every sample of a written shard."""
+    from curate.shards.sources import expand_shards
+
+    sidecar = {row["key"]: row for row in pq.read_table(tar.with_suffix(".parquet")).to_pylist()}
+    with open_shard(expand_shards([tar])[0]) as data:
+        entries: list[SampleEntry] = group_samples(index_tar(data), shard_digest(data))
+        if len(entries) != len(sidecar):
+            raise _Mismatch(f"{tar.name} has {len(entries)} samples, its sidecar {len(sidecar)}")
+        for entry in entries:
+            member = entry.image()
+            if entry.reason is not None or member is None or entry.key not in sidecar:
+                raise _Mismatch(f"{tar.name}, sample {entry.key}: {entry.reason or 'not in the sidecar'}")
+            caption, _ = read_caption(data, entry, max_bytes=len(data))
+            yield entry.key, sidecar[entry.key], data[member.offset : member.offset + member.size], caption
+
+
+def _sub_batches(output: Path, record: RunRecord) -> str:
+    """Ranks of every sub-batch count up from 0 without a gap, and an explicit --sub-batch has that size."""
+    table = read_ledger(output, ["sub_batch", "rank"]).drop_null()
+    ranks: dict[int, list[int]] = {}
+    for row in table.to_pylist():
+        ranks.setdefault(row["sub_batch"], []).append(row["rank"])
+    for number, found in ranks.items():
+        if sorted(found) != list(range(len(found))):
+            raise _Mismatch(f"sub-batch {number}: ranks are not 0..{len(found) - 1}")
+    sizes = sorted({len(found) for found in ranks.values()})
+    wanted = record.settings.select.sub_batch if record.settings.select else None
+    if wanted is not None and any(size != wanted for size in sizes):
+        raise _Mismatch(f"--sub-batch {wanted} was asked for, sub-batches have {sizes}")
+    return f"{len(ranks)} of {sizes[0] if sizes else 0} to {sizes[-1] if sizes else 0} samples"
+
+
+def _loaded(read: Callable[[Path, list[str]], tuple[int, str]], output: Path, manifest: dict[str, Any]) -> str:
+    names = [shard["name"] for shard in manifest["shards"]]
+    if not names:
+        raise _Untried("nothing was selected, so there is nothing to load")
+    try:
+        samples, described = read(output, names)
+    except ImportError as error:
+        raise _Untried(f"not installed here: {error.name}") from error
+    if not samples:
+        raise _Mismatch("it yielded no sample")
+    return f"{samples} samples with {described}"

@@ -1,0 +1,225 @@
+"""How fast the sampler is, against bare matrix products and against the paper's pseudo-code. `--quick` for a minute's worth.
+
+    python tests/bench/bench_selection.py [--quick] [--only big|literal|precision]
+
+The two sides of every ratio run in turn on the same inputs, in a process of their own; all repetitions are printed. No ratio
+is printed unless the sampler first agrees with a plain fp64 kernel, member by member.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, softplus
+
+from curate.kernels.selection import Side
+from curate.kernels.selection.plain import PlainPairs
+from curate.selection.joint import Draw, Pairs, canonical_order, draw_joint, draw_with
+from curate.selection.noise import gumbel
+
+# B candidates, b drawn, c one chunk of those, D width
+CHUNKS, WIDTH, GAIN = 16, 512, 100.0
+
+
+def corpus(size: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Pairs, Pairs, np.ndarray]:
+    """(reference, learner, ids): matched pairs with noise, the learner's noisier, scales and biases as in trained models."""
+    generator = torch.Generator().manual_seed(0)
+
+    def tower(content_BD: Tensor, signal: float) -> Tensor:
+        noise_BD = torch.empty(size, width).normal_(generator=generator)
+        return normalize(noise_BD.add_(content_BD, alpha=signal), dim=1).to(dtype)
+
+    content_BD = torch.empty(size, width).normal_(generator=generator)
+    reference = Pairs(tower(content_BD, 0.5), tower(content_BD, 0.5), 50.0, -8.0)
+    learner = Pairs(tower(content_BD, 0.3), tower(content_BD, 0.3), 40.0, -7.0)
+    return reference, learner, np.random.default_rng(0).integers(0, 256, (size, 16), dtype=np.uint8)
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """(wall, processor) seconds; processor time counts all threads, and does not grow when others use the machine."""
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def literal(reference: Pairs, learner: Pairs, ids: np.ndarray, size: int) -> Tensor:
+    """Algorithm 2 as published, vectorised in fp32 torch: the whole score matrix, masked sums over all of it per chunk."""
+
+    def losses(pairs: Pairs) -> Tensor:
+        logits_BB = (pairs.image_BD @ pairs.text_BD.T).mul_(pairs.scale).add_(pairs.bias)
+        logits_BB.diagonal().neg_()
+        return softplus(logits_BB)
+
+    score_BB = losses(learner).sub_(losses(reference)).mul_(GAIN)
+    own_B = score_BB.diagonal()
+    logit_B, drawn_b = own_B, torch.empty(0, dtype=torch.int64)
+    for chunk in range(CHUNKS):
+        if chunk:
+            mask_B = torch.zeros(len(ids)).index_fill_(0, drawn_b, 1.0)
+            logit_B = own_B + (score_BB * mask_B[:, None]).sum(0) + (score_BB * mask_B[None, :]).sum(1) - 1e8 * mask_B
+        noise_B = torch.from_numpy(gumbel(ids, seed=0, step=0, chunk=chunk))
+        drawn_b = torch.cat([drawn_b, (logit_B + noise_B).topk(size // CHUNKS).indices])
+    return drawn_b
+
+
+def plain_draw(reference: Pairs, learner: Pairs, ids: np.ndarray, size: int, loss: str) -> Draw:
+    """The oracle's draw: plain kernel, fp64."""
+    sides = [
+        Side(pairs.image_BD.double(), pairs.text_BD.double(), pairs.scale, pairs.bias, weight)
+        for pairs, weight in ((learner, 1.0), (reference, -1.0))
+    ]
+    kernel = PlainPairs(sides, loss, torch.from_numpy(canonical_order(ids)))
+    return draw_with(kernel, ids, size=size, chunks=CHUNKS, gain=GAIN, seed=0, step=0)
+
+
+def overlap(one_b: np.ndarray, other_b: np.ndarray) -> float:
+    return len(np.intersect1d(one_b, other_b)) / len(one_b)
+
+
+def oracle_agrees() -> bool:
+    """fp64 input, several tiles, both losses: the same members in the same order as the plain kernel."""
+    reference, learner, ids = corpus(1500, 64, torch.float64)
+    return all(
+        np.array_equal(
+            draw_joint(reference, learner, ids, size=608, loss=loss).index_b,
+            plain_draw(reference, learner, ids, 608, loss).index_b,
+        )
+        for loss in ("sigmoid", "softmax")
+    )
+
+
+def products(reference: Pairs, learner: Pairs, chosen: int, share: float) -> None:
+    """The matrix products of `share` of a draw and nothing else: torch.mm with all cores, each result overwritten."""
+    rows = int(len(reference.image_BD) * share)
+    out_Bc: dict[int, Tensor] = {}
+    for start in range(0, chosen * (CHUNKS - 1) // CHUNKS, chosen // CHUNKS):
+        stop = start + chosen // CHUNKS
+        for pairs in (reference, learner):
+            for many_BD, few_BD in ((pairs.image_BD, pairs.text_BD), (pairs.text_BD, pairs.image_BD)):
+                for block_nD in many_BD[:rows].split(4096):
+                    out_nc = out_Bc.setdefault(len(block_nD), torch.empty(len(block_nD), stop - start))
+                    torch.mm(block_nD, few_BD[start:stop].T, out=out_nc)
+
+
+def big(loss: str, quick: bool) -> dict[str, object]:
+    """(a): one super-batch of the paper's size against its bare matrix products; resident memory at its peak."""
+    size, drawn = (163_840, 32_768) if not quick else (32_768, 6_554)
+    drawn -= drawn % CHUNKS
+    reference, learner, ids = corpus(size, WIDTH)
+    before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    slice_before = timed(lambda: products(reference, learner, drawn, 1 / 16))
+    sampler = timed(lambda: draw_joint(reference, learner, ids, size=drawn, loss=loss))
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    slice_after = timed(lambda: products(reference, learner, drawn, 1 / 16))
+    whole = timed(lambda: products(reference, learner, drawn, 1.0)) if not quick else None
+    sliced = [8 * (one + other) for one, other in zip(slice_before, slice_after, strict=True)]  # 2/16 of the work
+    bare = whole or sliced
+    return {
+        "B": size, "b": drawn, "loss": loss,
+        "sampler_s": sampler, "products_slice_x16_s": sliced, "products_whole_s": whole,
+        "ratio_wall": sampler[0] / bare[0], "ratio_processor": sampler[1] / bare[1],
+        "peak_rss_mb": peak_mb, "rss_before_mb": before_mb,
+    }  # fmt: skip
+
+
+def against_literal(quick: bool) -> dict[str, object]:
+    """(b): B = 8,192 at filtering ratio 0.8 against the published pseudo-code."""
+    drawn = 1632  # 16 x 102, so that the pseudo-code's truncation changes nothing
+    reference, learner, ids = corpus(8192, WIDTH)
+    ours, theirs, members = [], [], []
+    for _ in range(3 if quick else 7):
+        result: dict[str, np.ndarray] = {}
+        theirs.append(timed(lambda: result.update(a=literal(reference, learner, ids, drawn).numpy())))  # noqa: B023
+        ours.append(
+            timed(lambda: result.update(b=draw_joint(reference, learner, ids, size=drawn, loss="sigmoid").index_b))
+        )  # noqa: B023
+        members.append(overlap(result["a"], result["b"]))
+    ratios = [[their[clock] / our[clock] for their, our in zip(theirs, ours, strict=True)] for clock in (0, 1)]
+    return {
+        "literal_s": theirs, "sampler_s": ours, "overlap": min(members),
+        "ratio_wall": statistics.median(ratios[0]), "ratios_wall": ratios[0], "ratio_processor": statistics.median(ratios[1]),
+    }  # fmt: skip
+
+
+def precision(quick: bool) -> dict[str, object]:
+    """(c): members in common with the fp64 oracle, for embeddings stored in fp32 and in fp16."""
+    size = 2048 if quick else 8192
+    reference, learner, ids = corpus(size, WIDTH)
+    drawn, found = size // 5, {}
+    for loss in ("sigmoid", "softmax"):
+        oracle = plain_draw(reference, learner, ids, drawn, loss).index_b
+        for dtype in (torch.float32, torch.float16):
+            stored = [
+                Pairs(pairs.image_BD.to(dtype), pairs.text_BD.to(dtype), pairs.scale, pairs.bias)
+                for pairs in (reference, learner)
+            ]
+            draw = draw_joint(*stored, ids, size=drawn, loss=loss)
+            found[f"{loss} {str(dtype)[6:]}"] = overlap(draw.index_b, oracle)
+    return {"B": size, "b": drawn, **found}
+
+
+def in_own_process(part: str, quick: bool) -> dict[str, object]:
+    """A part in a fresh interpreter, so that its memory peak is its own."""
+    command = [sys.executable, str(Path(__file__)), "--part", part, *(["--quick"] if quick else [])]
+    return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+
+
+def hardware() -> str:
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return f"{len(names)} x {names[0]}" if names else platform.processor()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="smaller problems, fewer repetitions")
+    parser.add_argument("--only", choices=["big", "literal", "precision"], help="one part of the three")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    parts: dict[str, Callable[[], dict[str, object]]] = {
+        "big-sigmoid": lambda: big("sigmoid", options.quick),
+        "big-softmax": lambda: big("softmax", options.quick),
+        "literal": lambda: against_literal(options.quick),
+        "precision": lambda: precision(options.quick),
+    }
+    if options.part:
+        print(json.dumps(parts[options.part]()))
+        return 0
+    print(f"hardware  {hardware()}, torch threads {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}")
+    print(f"versions  Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}")
+    if not oracle_agrees():
+        print(
+            "oracle    FAILS: the sampler does not draw what the plain kernel draws; no speed is reported",
+            file=sys.stderr,
+        )
+        return 1
+    print("oracle    agrees (fp64, B = 1,500, b = 608, both losses, in draw order)")
+    print("times     (wall, processor) seconds\n")
+    for part in parts:
+        if options.only is None or part.startswith(options.only):
+            for name, value in in_own_process(part, options.quick).items():
+                print(f"{part:12s}  {name:22s} {shown(value)}")
+    return 0
+
+
+def shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(shown(item) if not isinstance(item, list) else f"({shown(item)})" for item in value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

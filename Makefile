@@ -11,7 +11,7 @@ DEMO ?= demo
 .PHONY: demo test quick clean
 
 demo: $(VENV)/.installed
-	$(BIN)/curate demo -o $(DEMO)
+	$(BIN)/curate demo -o $(DEMO) --overwrite
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

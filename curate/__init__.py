@@ -23,7 +23,7 @@ _PUBLIC = {
     "JointSelector": ("curate.loaders.joint", "JointSelector"),
     "SelectionView": ("curate.loaders.view", "SelectionView"),
     "SubBatches": ("curate.loaders.subbatches", "SubBatches"),
-    "demo": ("curate.pipelines.demonstration", "demonstrate"),
+    "demo": ("curate.pipelines.demonstration", "demo"),
     "doctor": ("curate.doctor", "examine"),
     "explain": ("curate.explanation", "explain"),
     "inspect": ("curate.inspection", "inspect_shards"),

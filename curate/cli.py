@@ -68,7 +68,15 @@ LOCAL = EngineOptions()
 
 
 @app.command
-def demo(output: Output = Path("demo"), *, samples: int = 4000, seed: int = 0, overwrite: bool = False) -> int:
+def demo(
+    output: Output = Path("demo"),
+    *,
+    samples: int = 4000,
+    steps: int = 120,
+    seed: int = 0,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> int:
     """See every pass on a corpus that is drawn here: no network, no GPU, no data, about two minutes on two cores.
 
     Scenes with captions are drawn, faults are planted in them (mismatched and boilerplate captions, near-duplicates,
@@ -82,12 +90,17 @@ def demo(output: Output = Path("demo"), *, samples: int = 4000, seed: int = 0, o
         Pairs in the pool that is filtered.
     seed
         Another seed draws another corpus.
+    steps
+        Optimiser steps of the reference; fewer are quicker and separate less.
     overwrite
         Replace an earlier demo in that directory.
     """
-    from curate.pipelines.demonstration import demonstrate
+    from curate.pipelines.demonstration import demo, render_demonstration
 
-    demonstrate(output, samples=samples, seed=seed, overwrite=overwrite)
+    result = demo(output, samples=samples, steps=steps, seed=seed, overwrite=overwrite)
+    if json:
+        return _print_json(result.as_json())
+    render_demonstration(result, _console())
     return 0
 
 

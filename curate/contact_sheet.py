@@ -117,8 +117,16 @@ def _orders(cells: dict[str, NDArray[Any]], seed: int) -> dict[str, NDArray[np.f
     """The three orders of rows: by rank, by score, by chance (a hash of sample id and seed)."""
     rank_N, batch_N, score_N = (_numbers(cells[name]) for name in ("rank", "sub_batch", "score"))
     ids = np.frombuffer(b"".join(cells["sample_id"]), dtype="<u8").reshape(-1, 2)
-    mixed_N = (ids[:, 0] ^ (ids[:, 1] * np.uint64(2 * seed + 1))) * np.uint64(0x9E3779B97F4A7C15)
-    return {"rank": rank_N * 1e7 + batch_N, "score": score_N, "chance": (mixed_N >> np.uint64(11)).astype(np.float64)}
+    chance_N = _mixed(ids[:, 0] ^ _mixed(ids[:, 1] + np.uint64(seed % 2**64)))
+    return {"rank": rank_N * 1e7 + batch_N, "score": score_N, "chance": (chance_N >> np.uint64(11)).astype(np.float64)}
+
+
+def _mixed(bits_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64 (Steele et al. 2014): equal inputs give equal bits, neighbours unrelated ones."""
+    bits_N = bits_N + np.uint64(0x9E3779B97F4A7C15)
+    bits_N = (bits_N ^ (bits_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits_N = (bits_N ^ (bits_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits_N ^ (bits_N >> np.uint64(31))
 
 
 def _numbers(column: NDArray[Any]) -> NDArray[np.float64]:

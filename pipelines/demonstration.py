@@ -1,4 +1,4 @@
-"""`curate demo`: draw a corpus with planted faults, fit a reference on its clean part, run every pass, count what is left.
+"""`curate demo`: a corpus with planted faults, a reference fitted on its clean part, every pass, and what is left.
 
 No network, no GPU, no data. Two minutes on two cores with the defaults: drawing 8 s, fitting half a minute to a minute,
 scoring and writing 20 s.
@@ -15,21 +15,22 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from curate.pipelines.runner import RunResult, score
+
 from curate.contact_sheet import contact_sheet
 from curate.demo.corpus import Corpus, draw_corpus
 from curate.demo.noise_table import NoiseTable, noise_table, noise_view
 from curate.errors import UsageError
 from curate.learner.train import Progress, train
 from curate.ledger import read_ledger
-from curate.pipelines.runner import RunResult, score
 from curate.progress import progress
 from curate.storage import make_directory, readable_json, replace_file
+from curate.verification import Verification, verify
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 STEPS: Final = 120  # of 128 pairs: the similarity then tells a right caption from a wrong one in 97 of 100 cases
-SUPER_BATCH: Final = 2048
 _OURS: Final = ("corpus", "reference", "selection", "contact_sheet.png", "demo.json")
 
 
@@ -41,6 +42,7 @@ class Demonstration:
     corpus: Corpus
     reference: Path
     run: RunResult
+    verification: Verification
     noise: NoiseTable
     sheet: Path
     seconds: dict[str, float]  # stage -> wall time
@@ -52,6 +54,7 @@ class Demonstration:
             "output": str(self.output),
             "planted": self.corpus.planted,
             "run": self.run.as_json(),
+            "verification": self.verification.as_json(),
             "noise": self.noise.as_json(),
             "contact_sheet": str(self.sheet),
             "seconds": {stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
@@ -72,8 +75,8 @@ def demo(
 ) -> Demonstration:
     """Run the demonstration into `output`, which must be new or empty; `overwrite` replaces an earlier demonstration.
 
-    Of `samples` pairs about half carry a planted fault; `keep` of them are selected by a reference that `steps` training
-    steps on `clean_reference` sound pairs have made. Raises UsageError for an output in use.
+    Of `samples` pairs about half carry a planted fault; the share `keep` is selected by a reference that was fitted for
+    `steps` steps to `clean_reference` sound pairs. Raises UsageError for an output in use.
 
     >>> demo("demo").noise.row("mismatched-caption").share_after < 0.05    # doctest: +SKIP
     True
@@ -94,16 +97,18 @@ def demo(
             path / "selection",
             reference=f"local-dir:{fitted.path}",
             keep=keep,
-            super_batch=SUPER_BATCH,
+            super_batch=max(samples, 1),  # one: near-duplicates are sought within a super-batch
             seed=seed,
             deduplicate="near",
             workers=workers,
             quiet=quiet,
         )
+    with _timed(seconds, "verifying"):
+        verification = verify(run.output)
     with _timed(seconds, "reporting"):
         noise = noise_table(corpus.read_truth(), read_ledger(run.output))
         sheet = contact_sheet(run.output, path / "contact_sheet.png", seed=seed)
-    result = Demonstration(path, corpus, fitted.path, run, noise, sheet, seconds)
+    result = Demonstration(path, corpus, fitted.path, run, verification, noise, sheet, seconds)
     replace_file(path / "demo.json", readable_json(result.as_json()))
     return result
 
@@ -120,12 +125,19 @@ def render_demonstration(result: Demonstration, console: Console) -> None:
         f"{counts['in']:,} pairs in: {counts['kept']:,} kept, {counts['dropped']:,} dropped, "
         f"{counts['quarantined']:,} quarantined ({noise.broken_quarantined} of {noise.broken} broken ones).",
         "Time: " + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items()) + ".",
-        f"Look:   {result.sheet}",
-        f"Shards: {result.run.output}",
+        f"Verified: {_verdict(result.verification)}.",
+        f"Look at  {result.sheet}",
+        f"Shards   {result.run.output}",
+        f"Ask why  curate explain {result.run.output} 000000000",
     ]
     if noise.separation is not None:
         lines.insert(1, f"The reference tells a right caption from a wrong one in {noise.separation:.1%} of cases.")
     console.print(Text("\n".join(lines)), soft_wrap=True)
+
+
+def _verdict(verification: Verification) -> str:
+    failed = [check.name for check in verification.checks if check.ok is False]
+    return f"NO, see {', '.join(failed)}" if failed else ", ".join(check.name for check in verification.checks if check.ok)
 
 
 def _prepared(path: Path, *, overwrite: bool) -> Path:

@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from curate.models.spec import parse_spec
 from curate.pipelines import finishing, passes
 from curate.pipelines.costing import Plan, plan_costs
 from curate.pipelines.engine import Mode, available_cores, open_engine
@@ -228,5 +229,6 @@ def _train_command(job: Job, manifest: dict[str, Any]) -> str | None:
 
 
 def _architecture(spec: str) -> str:
-    """The model's name for a new training run: without its weights."""
-    return spec if ":/" in spec or spec.startswith(("hf-hub:", "local-dir:", "/", ".")) else spec.partition(":")[0]
+    """The model of a new training run in open_clip's words: the architecture, without the weights it had."""
+    parsed = parse_spec(spec)
+    return parsed.architecture or parsed.open_clip_name

@@ -38,6 +38,9 @@ _SCORE_COLUMNS = (
 )  # fmt: skip
 
 
+EXECUTABLE = frozenset({"pkl", "pickle", "pyd", "pth", "pt"})  # readers of tars unpickle these, which runs them
+
+
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """Ranks `start..stop` of one super-batch, and the file that has its selection."""
@@ -145,6 +148,8 @@ def _copy(spec: WriteSpec, tar: TarFile, data: memoryview, index: int, row: dict
         )
     key = output_key(spec.number, index)
     for member in members:
+        if extension(member.name).rpartition(".")[2] in EXECUTABLE:
+            continue
         payload = data[member.offset : member.offset + member.size]
         tar.add(f"{key}.{_safe_extension(member.name)}", payload)
     return _sidecar_row(key, source, data, members, row)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-import torch
 
-from curate.learner.checkpoint import save_checkpoint
-from curate.models.configs import PREPROCESS, Loss, with_loss
-from curate.models.load import build_untrained
+# Small models gain nothing from threads, and several test processes would wait for each other's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A tenth of curate-tiny: 32 pixels, 24 tokens; loads and embeds in a few hundredths of a second.
 MINI: dict[str, Any] = {
@@ -20,8 +19,16 @@ MINI: dict[str, Any] = {
 }
 
 
-def make_checkpoint(path: Path, loss: Loss, *, config: dict[str, Any] | None = None, seed: int = 0) -> Path:
+def make_checkpoint(
+    path: Path, loss: Literal["sigmoid", "softmax"], *, config: dict[str, Any] | None = None, seed: int = 0
+) -> Path:
     """Save an untrained model with distinct weights; its embeddings differ between inputs, but mean nothing."""
+    import torch
+
+    from curate.learner.checkpoint import save_checkpoint
+    from curate.models.configs import PREPROCESS, with_loss
+    from curate.models.load import build_untrained
+
     architecture = with_loss(config or MINI, loss)
     module = build_untrained(architecture, seed=seed, preprocess=PREPROCESS)
     with torch.no_grad():

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 def shift_and_zoom(image_BCHW: Tensor, dice: torch.Generator, *, extent: float = 0.1) -> Tensor:
@@ -15,6 +15,8 @@ def shift_and_zoom(image_BCHW: Tensor, dice: torch.Generator, *, extent: float =
     zoom_B11, x_B11, y_B11 = (extent * (2 * torch.rand(B, 1, 1, generator=dice) - 1) for _ in range(3))
     identity_B23 = torch.eye(2, 3).expand(B, 2, 3) * (1 + zoom_B11)
     shift_B23 = torch.cat([torch.zeros(B, 2, 2), torch.cat([x_B11, y_B11], dim=1)], dim=2)
-    grid = F.affine_grid(identity_B23 + shift_B23, list(image_BCHW.shape), align_corners=False)
-    moved = F.grid_sample(image_BCHW.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    grid = functional.affine_grid(identity_B23 + shift_B23, list(image_BCHW.shape), align_corners=False)
+    moved = functional.grid_sample(
+        image_BCHW.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
     return moved.round().clamp(0, 255).to(torch.uint8)

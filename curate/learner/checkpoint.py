@@ -33,8 +33,14 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{path} holds no {CONFIG_FILE}, so it is not a checkpoint; it is not overwritten")
 
 
-def save_checkpoint(module: nn.Module, path: Path, *, architecture: Mapping[str, Any], training: Mapping[str, Any],
-                    overwrite: bool = False) -> Path:
+def save_checkpoint(
+    module: nn.Module,
+    path: Path,
+    *,
+    architecture: Mapping[str, Any],
+    training: Mapping[str, Any],
+    overwrite: bool = False,
+) -> Path:
     """Save an open_clip module whose model configuration is `architecture`; returns the absolute directory.
 
     Errors: UsageError where `path` is in use; StorageError where it cannot be written. On any error, and on an

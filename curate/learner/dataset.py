@@ -35,7 +35,8 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 class PairSource(Protocol):
     """Pairs by position. `batch` may return fewer rows than asked for, where an image turns out to be bad."""
 
-    token_NT: Tensor
+    @property
+    def token_NT(self) -> Tensor: ...  # noqa: N802 - shapes in names
 
     def __len__(self) -> int: ...
 
@@ -46,8 +47,8 @@ class PairSource(Protocol):
 class CachedPairs:
     """All pairs in memory: uint8 `image_NCHW` and int64 `token_NT`."""
 
-    image_NCHW: Tensor
-    token_NT: Tensor
+    image_NCHW: Tensor  # noqa: N815 - shapes in names
+    token_NT: Tensor  # noqa: N815
 
     def __len__(self) -> int:
         return len(self.token_NT)
@@ -71,7 +72,7 @@ class StreamedPairs:
     """Pairs decoded again for each batch. Bad images are dropped from their batch, and counted once."""
 
     pointers: tuple[_Pointer, ...]
-    token_NT: Tensor
+    token_NT: Tensor  # noqa: N815
     rule: Preprocess
     pool: ThreadPoolExecutor
     bad: dict[int, str]
@@ -107,8 +108,9 @@ class Opened:
 
 
 @contextmanager
-def open_pairs(sources: Sequence[ShardSource], tokenize: Tokenize, rule: Preprocess, *,
-               memory_gb: float = 2.0) -> Iterator[Opened]:
+def open_pairs(
+    sources: Sequence[ShardSource], tokenize: Tokenize, rule: Preprocess, *, memory_gb: float = 2.0
+) -> Iterator[Opened]:
     """Index the shards and serve their pairs, in shard order, while the context lasts.
 
     Errors: ShardError for a shard that cannot be opened; UsageError where no sample is readable.
@@ -138,8 +140,9 @@ def _pointers(data: memoryview, skipped: Counter[str]) -> Iterator[_Pointer]:
             yield _Pointer(data, entry, caption)
 
 
-def _cached(pool: ThreadPoolExecutor, pointers: Sequence[_Pointer], tokenize: Tokenize, rule: Preprocess,
-            skipped: Counter[str]) -> CachedPairs:
+def _cached(
+    pool: ThreadPoolExecutor, pointers: Sequence[_Pointer], tokenize: Tokenize, rule: Preprocess, skipped: Counter[str]
+) -> CachedPairs:
     """Decode every image once. A bad one leaves no hole: the good ones move up."""
     image_NCHW = np.empty((len(pointers), 3, rule.height, rule.width), np.uint8)
     captions: list[str] = []
@@ -152,8 +155,9 @@ def _cached(pool: ThreadPoolExecutor, pointers: Sequence[_Pointer], tokenize: To
     return CachedPairs(torch.from_numpy(image_NCHW[: len(captions)]), tokenize(captions))
 
 
-def _decoded(pool: ThreadPoolExecutor, pointers: Sequence[_Pointer], rows: Sequence[int],
-             rule: Preprocess) -> Iterator[NDArray[np.uint8] | str]:
+def _decoded(
+    pool: ThreadPoolExecutor, pointers: Sequence[_Pointer], rows: Sequence[int], rule: Preprocess
+) -> Iterator[NDArray[np.uint8] | str]:
     """The resized image of each row, or the reason why there is none; in order, a window of rows at a time."""
     for start in range(0, len(rows), 256):
         yield from pool.map(lambda row: _image(pointers[row], rule), rows[start : start + 256])

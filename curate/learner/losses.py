@@ -9,8 +9,8 @@ picks its caption among B, each caption its image (CLIP, arXiv 2103.00020, figur
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 def sigmoid_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def sigmoid_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor, bias: Tensor)
     """
     logit_BB = scale * image_BD @ text_BD.T + bias
     sign_BB = 2 * torch.eye(len(logit_BB), device=logit_BB.device, dtype=logit_BB.dtype) - 1
-    return -F.logsigmoid(sign_BB * logit_BB).sum() / len(logit_BB)
+    return -functional.logsigmoid(sign_BB * logit_BB).sum() / len(logit_BB)
 
 
 def softmax_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor) -> Tensor:
@@ -30,4 +30,4 @@ def softmax_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor) -> Tensor:
     """
     logit_BB = scale * image_BD @ text_BD.T
     target_B = torch.arange(len(logit_BB), device=logit_BB.device)
-    return (F.cross_entropy(logit_BB, target_B) + F.cross_entropy(logit_BB.T, target_B)) / 2
+    return (functional.cross_entropy(logit_BB, target_B) + functional.cross_entropy(logit_BB.T, target_B)) / 2

@@ -40,18 +40,25 @@ class TrainSettings:
     eval_shards: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        problems = [message for wrong, message in (
-            (self.criterion != "uniform", f"criterion {self.criterion!r} is unknown; plain training has uniform"),
-            (self.loss not in ("sigmoid", "softmax"), f"loss {self.loss!r} is unknown; choose sigmoid or softmax"),
-            (self.precision not in ("auto", "fp32", "bf16"), f"precision {self.precision!r}; choose auto, fp32 or bf16"),
-            (self.batch < 2, f"batch {self.batch} holds no negative pair; use at least 2"),
-            (self.steps is not None and self.steps < 1, f"steps {self.steps} must be positive"),
-            (self.steps is None and not self.epochs > 0, f"epochs {self.epochs} must be positive"),
-            (not self.lr > 0, f"lr {self.lr} must be positive"),
-            (self.weight_decay < 0, f"weight decay {self.weight_decay} must not be negative"),
-            (not 0 <= self.warmup < 1, f"warmup {self.warmup} is the share of steps that warm up, below 1"),
-            (not self.memory_gb > 0, f"memory_gb {self.memory_gb} must be positive"),
-        ) if wrong]
+        problems = [
+            message
+            for wrong, message in (
+                (self.criterion != "uniform", f"criterion {self.criterion!r} is unknown; plain training has uniform"),
+                (self.loss not in ("sigmoid", "softmax"), f"loss {self.loss!r} is unknown; choose sigmoid or softmax"),
+                (
+                    self.precision not in ("auto", "fp32", "bf16"),
+                    f"precision {self.precision!r}; choose auto, fp32 or bf16",
+                ),
+                (self.batch < 2, f"batch {self.batch} holds no negative pair; use at least 2"),
+                (self.steps is not None and self.steps < 1, f"steps {self.steps} must be positive"),
+                (self.steps is None and not self.epochs > 0, f"epochs {self.epochs} must be positive"),
+                (not self.lr > 0, f"lr {self.lr} must be positive"),
+                (self.weight_decay < 0, f"weight decay {self.weight_decay} must not be negative"),
+                (not 0 <= self.warmup < 1, f"warmup {self.warmup} is the share of steps that warm up, below 1"),
+                (not self.memory_gb > 0, f"memory_gb {self.memory_gb} must be positive"),
+            )
+            if wrong
+        ]
         if problems:
             raise UsageError("training settings: " + "; ".join(problems))
 

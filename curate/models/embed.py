@@ -17,9 +17,9 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from curate.models.identity import ModelIdentity
@@ -50,8 +50,8 @@ class DualEncoder:
     fast_image: Callable[[Tensor], Tensor] | None
     text: TextParts | None
     rounding: float = 0.0
-    _flops: dict[int, float] = field(default_factory=dict, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _flops: dict[int, float] = field(default_factory=dict, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @property
     def image_size(self) -> int:
@@ -137,12 +137,14 @@ def encode_texts(model: DualEncoder, token_BT: Tensor) -> Tensor:
 
 def plain_image(module: nn.Module, x_BCHW: Tensor) -> Tensor:
     features: Any = module.encode_image(x_BCHW)  # type: ignore[operator]
-    return features[0] if isinstance(features, tuple) else features
+    embedding: Tensor = features[0] if isinstance(features, tuple) else features
+    return embedding
 
 
 def plain_text(module: nn.Module, token_BT: Tensor) -> Tensor:
     features: Any = module.encode_text(token_BT)  # type: ignore[operator]
-    return features[0] if isinstance(features, tuple) else features
+    embedding: Tensor = features[0] if isinstance(features, tuple) else features
+    return embedding
 
 
 @lru_cache(maxsize=16)
@@ -154,7 +156,7 @@ def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: str) -> tup
 
 def _finish(features_BD: Tensor) -> Tensor:
     # outside inference mode: normalising makes an ordinary tensor, which a caller may use in training
-    return F.normalize(features_BD.float(), dim=-1).cpu()
+    return functional.normalize(features_BD.float(), dim=-1).cpu()
 
 
 def _cpu_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -170,7 +172,7 @@ def _count_flops(model: DualEncoder, tokens: int) -> float:
     counter = FlopCounterMode(display=False, custom_mapping=attention)
     token_1T = torch.ones(1, model.context_length, dtype=torch.long)
     if model.text is not None and tokens:
-        token_1T[0, tokens - 1] = model.text.eos_id if model.text.pool_type == "eos" else 2
+        token_1T[0, tokens - 1] = (model.text.eos_id or 0) if model.text.pool_type == "eos" else 2
     with torch.enable_grad(), counter:
         if tokens:
             encode_texts(model, token_1T)

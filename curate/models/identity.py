@@ -38,8 +38,11 @@ class ModelIdentity:
         Example: `["checkpoint: sha256:ab12cd34ef56 here, sha256:0011aabbccdd in the cache"]`.
         """
         pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self) if f.name != "name"]
-        return [f"{what}: {_short(what, here)} here, {_short(what, there)} in the cache"
-                for what, here, there in pairs if here != there]
+        return [
+            f"{what}: {_short(what, here)} here, {_short(what, there)} in the cache"
+            for what, here, there in pairs
+            if here != there
+        ]
 
     def to_json(self) -> dict[str, str]:
         return asdict(self)
@@ -69,7 +72,7 @@ def digest_weights(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -84,7 +87,11 @@ def digest_tokenizer(tokenizer: Any) -> str:
         "strip_sep_token": getattr(tokenizer, "strip_sep_token", None),
     }
     if hasattr(tokenizer, "bpe_ranks"):
-        record |= {"vocabulary": tokenizer.encoder, "merges": list(tokenizer.bpe_ranks), "pattern": tokenizer.pat.pattern}
+        record |= {
+            "vocabulary": tokenizer.encoder,
+            "merges": list(tokenizer.bpe_ranks),
+            "pattern": tokenizer.pat.pattern,
+        }
     elif hasattr(tokenizer, "tokenizer"):
         backend = getattr(tokenizer.tokenizer, "backend_tokenizer", None)
         record["vocabulary"] = backend.to_str() if backend is not None else tokenizer.tokenizer.get_vocab()

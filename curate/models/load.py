@@ -15,14 +15,15 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from curate.errors import CurateWarning, ModelError
 from curate.models.configs import CONFIGS, PREPROCESS
@@ -67,34 +68,57 @@ def _stamp(spec: ModelSpec) -> tuple[tuple[str, int, int], ...]:
     return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file())
 
 
-def _load(spec: ModelSpec, arithmetic: NativePrecision, device: torch.device, seed: int, *, chosen: bool) -> DualEncoder:
+def _load(
+    spec: ModelSpec, arithmetic: NativePrecision, device: torch.device, seed: int, *, chosen: bool
+) -> DualEncoder:
     weights = _safe_weights(spec)
-    exact = encoder_of(_build(spec, weights, "fp32", seed), spec.text, tokenizer_of(spec), device=device,
-                       architecture=_config_of(spec))
+    exact = encoder_of(
+        _build(spec, weights, "fp32", seed), spec.text, tokenizer_of(spec), device=device, architecture=_config_of(spec)
+    )
     if spec.kind == "untrained":
-        warnings.warn(f"{spec.text} is untrained (initialised from seed {seed}): its scores carry no knowledge",
-                      CurateWarning, stacklevel=4)
+        warnings.warn(
+            f"{spec.text} is untrained (initialised from seed {seed}): its scores carry no knowledge",
+            CurateWarning,
+            stacklevel=4,
+        )
     if arithmetic == "fp32":
         return exact
-    rounded = encoder_of(_build(spec, weights, arithmetic, seed), spec.text, exact.tokenizer, device=device,
-                         precision=arithmetic, identity=exact.identity)
+    rounded = encoder_of(
+        _build(spec, weights, arithmetic, seed),
+        spec.text,
+        exact.tokenizer,
+        device=device,
+        precision=arithmetic,
+        identity=exact.identity,
+    )
     return _rounded_or_exact(rounded, exact, chosen=chosen)
 
 
 def _rounded_or_exact(rounded: DualEncoder, exact: DualEncoder, *, chosen: bool) -> DualEncoder:
     change = float((_probe_cosines(rounded) - _probe_cosines(exact)).abs().max())
-    object.__setattr__(rounded, "rounding", change)  # known only once the model runs; never changed afterwards
+    rounded = replace(rounded, rounding=change)
     if change <= COSINE_BOUND:
         return rounded
     then = "kept, as it was asked for" if chosen else "float32 is used instead"
-    warnings.warn(f"{exact.identity.name}: {rounded.identity.precision} changes cosines by up to {change:.4f} on the "
-                  f"probe batch (bound {COSINE_BOUND}); {then}", CurateWarning, stacklevel=5)
+    warnings.warn(
+        f"{exact.identity.name}: {rounded.identity.precision} changes cosines by up to {change:.4f} on the "
+        f"probe batch (bound {COSINE_BOUND}); {then}",
+        CurateWarning,
+        stacklevel=5,
+    )
     return rounded if chosen else exact
 
 
-def encoder_of(module: nn.Module, name: str, tokenizer: Any, *, architecture: dict[str, Any] | None = None,
-               device: torch.device | None = None, precision: NativePrecision = "fp32",
-               identity: ModelIdentity | None = None) -> DualEncoder:
+def encoder_of(
+    module: nn.Module,
+    name: str,
+    tokenizer: Any,
+    *,
+    architecture: dict[str, Any] | None = None,
+    device: torch.device | None = None,
+    precision: NativePrecision = "fp32",
+    identity: ModelIdentity | None = None,
+) -> DualEncoder:
     """Wrap an open_clip module, e.g. one in training: takes its digests and verifies its fast paths.
 
     `architecture` is the model configuration; `identity` reuses the digests of the same weights in another precision.
@@ -103,46 +127,66 @@ def encoder_of(module: nn.Module, name: str, tokenizer: Any, *, architecture: di
     model: Any = module.to(device).eval()
     settings = dict(model.visual.preprocess_cfg)
     rule = Preprocess.from_config(settings)
-    base = identity or ModelIdentity(name, digest_json(architecture), digest_weights(model.state_dict()),
-                                     digest_json({"settings": settings, "rule": RULE}), digest_tokenizer(tokenizer), "")
+    base = identity or ModelIdentity(
+        name,
+        digest_json(architecture),
+        digest_weights(model.state_dict()),
+        digest_json({"settings": settings, "rule": RULE}),
+        digest_tokenizer(tokenizer),
+        "",
+    )
     bias = getattr(model, "logit_bias", None)
     with torch.inference_mode():
         token_1T: Tensor = tokenizer(["probe"]).to(device)
         width = plain_text(model, token_1T).shape[-1]
     encoder = DualEncoder(
-        identity=ModelIdentity(base.name, base.architecture, base.checkpoint, base.preprocessing, base.tokenizer, precision),
-        module=model, tokenizer=tokenizer, rule=rule, device=device,
-        loss="softmax" if bias is None else "sigmoid", scale=float(model.logit_scale.detach().exp()),
-        bias=0.0 if bias is None else float(bias.detach()), width=width, context_length=token_1T.shape[-1],
-        fast_image=image_path(model), text=text_parts(model))
+        identity=ModelIdentity(
+            base.name, base.architecture, base.checkpoint, base.preprocessing, base.tokenizer, precision
+        ),
+        module=model,
+        tokenizer=tokenizer,
+        rule=rule,
+        device=device,
+        loss="softmax" if bias is None else "sigmoid",
+        scale=float(model.logit_scale.detach().exp()),
+        bias=0.0 if bias is None else float(bias.detach()),
+        width=width,
+        context_length=token_1T.shape[-1],
+        fast_image=image_path(model),
+        text=text_parts(model),
+    )
     return _verified(encoder)
 
 
 def _verified(encoder: DualEncoder) -> DualEncoder:
     """Drop a fast path that does not give open_clip's own embedding on the probe batch."""
     tolerance = _FAST_PATH_TOLERANCE if encoder.identity.precision == "fp32" else 4 * COSINE_BOUND
-    plain = DualEncoder(**{name: getattr(encoder, name) for name in _FIELDS}, fast_image=None, text=None)
+    plain = replace(encoder, fast_image=None, text=None)
     image, text = _probe(encoder)
     with torch.inference_mode():
         wrong = []
-        if encoder.fast_image and _distance(encode_images(encoder, image[:2]), encode_images(plain, image[:2])) > tolerance:
+        if (
+            encoder.fast_image
+            and _distance(encode_images(encoder, image[:2]), encode_images(plain, image[:2])) > tolerance
+        ):
             wrong.append("fast_image")
         if encoder.text and _distance(encode_texts(encoder, text), encode_texts(plain, text)) > tolerance:
             wrong.append("text")
     for name in wrong:
-        warnings.warn(f"{encoder.identity.name}: the short {name.removeprefix('fast_')} path differs from open_clip's "
-                      "on the probe batch; open_clip's own, slower one is used", CurateWarning, stacklevel=6)
-    kept = {name: None if name in wrong else getattr(encoder, name) for name in ("fast_image", "text")}
-    return DualEncoder(**{name: getattr(encoder, name) for name in _FIELDS}, **kept)
-
-
-_FIELDS = ("identity", "module", "tokenizer", "rule", "device", "loss", "scale", "bias", "width", "context_length")
+        warnings.warn(
+            f"{encoder.identity.name}: the short {name.removeprefix('fast_')} path differs from open_clip's "
+            "on the probe batch; open_clip's own, slower one is used",
+            CurateWarning,
+            stacklevel=6,
+        )
+    dropped: dict[str, Any] = dict.fromkeys(wrong)
+    return replace(encoder, **dropped)
 
 
 def _probe(encoder: DualEncoder) -> tuple[Tensor, Tensor]:
     """Four smooth images and four captions of different lengths, the same on every machine."""
     coarse = torch.randint(0, 256, (4, 3, 4, 4), generator=torch.Generator().manual_seed(7)).float()
-    image = F.interpolate(coarse, (encoder.rule.height, encoder.rule.width), mode="bilinear").to(torch.uint8)
+    image = functional.interpolate(coarse, (encoder.rule.height, encoder.rule.width), mode="bilinear").to(torch.uint8)
     captions = ["", "a red circle", "two dogs on a beach at sunset, one of them asleep", "word " * 60]
     return image, encoder.tokenize(captions)
 
@@ -153,7 +197,7 @@ def _probe_cosines(encoder: DualEncoder) -> Tensor:
 
 
 def _distance(a_BD: Tensor, b_BD: Tensor) -> float:
-    difference = F.normalize(a_BD.float(), dim=-1) - F.normalize(b_BD.float(), dim=-1)
+    difference = functional.normalize(a_BD.float(), dim=-1) - functional.normalize(b_BD.float(), dim=-1)
     return float(torch.nan_to_num(difference, nan=torch.inf).abs().max())
 
 
@@ -172,16 +216,25 @@ def _build(spec: ModelSpec, weights: Path | None, precision: str, seed: int) -> 
     import open_clip
 
     if weights is None:
-        return build_untrained(_config_of(spec), seed=seed, precision=precision,
-                               preprocess=PREPROCESS if spec.architecture in CONFIGS else {})
+        return build_untrained(
+            _config_of(spec),
+            seed=seed,
+            precision=precision,
+            preprocess=PREPROCESS if spec.architecture in CONFIGS else {},
+        )
     pretrained = None if not spec.architecture else spec.location
-    module: nn.Module = _try(spec, lambda: open_clip.create_model_from_pretrained(
-        spec.open_clip_name, pretrained, precision=precision, return_transform=False, weights_only=True))
+    module: nn.Module = _try(
+        spec,
+        lambda: open_clip.create_model_from_pretrained(
+            spec.open_clip_name, pretrained, precision=precision, return_transform=False, weights_only=True
+        ),
+    )
     return module
 
 
-def build_untrained(config: dict[str, Any], *, seed: int, precision: str = "fp32",
-                    preprocess: dict[str, Any] | None = None) -> nn.Module:
+def build_untrained(
+    config: dict[str, Any], *, seed: int, precision: str = "fp32", preprocess: dict[str, Any] | None = None
+) -> nn.Module:
     """An open_clip model of a configuration, initialised from `seed`; the global random state is left as it was."""
     import open_clip
 
@@ -190,8 +243,9 @@ def build_untrained(config: dict[str, Any], *, seed: int, precision: str = "fp32
         (Path(directory) / CONFIG_FILE).write_text(json.dumps(record), encoding="utf-8")
         torch.manual_seed(seed)
         try:
-            module: nn.Module = open_clip.create_model(f"local-dir:{directory}", load_weights=False, precision=precision,
-                                                       pretrained_text=False)
+            module: nn.Module = open_clip.create_model(
+                f"local-dir:{directory}", load_weights=False, precision=precision, pretrained_text=False
+            )
         except (ImportError, RuntimeError, TypeError, ValueError, OSError) as error:
             raise ModelError(f"the model configuration cannot be built: {error}") from error
     return module
@@ -245,8 +299,10 @@ def check_weights(path: Path) -> None:
         torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # an unpickler fed hostile bytes raises nearly anything
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path} is not a plain file of weights and was not loaded, because unpickling it could run "
-                         f"code ({first}); convert it to safetensors where you trust it") from error
+        raise ModelError(
+            f"{path} is not a plain file of weights and was not loaded, because unpickling it could run "
+            f"code ({first}); convert it to safetensors where you trust it"
+        ) from error
 
 
 def tokenizer_of(spec: ModelSpec) -> Any:
@@ -256,8 +312,10 @@ def tokenizer_of(spec: ModelSpec) -> Any:
     text = _config_of(spec).get("text_cfg", {})
     settings = dict(text.get("tokenizer_kwargs") or {})
     if unknown := sorted(set(settings) - _SAFE_TOKENIZER_SETTINGS):
-        raise ModelError(f"model {spec.text!r}: its configuration sets {', '.join(unknown)} for the tokenizer, which curate "
-                         "does not pass on")
+        raise ModelError(
+            f"model {spec.text!r}: its configuration sets {', '.join(unknown)} for the tokenizer, which curate "
+            "does not pass on"
+        )
     foreign = text.get("hf_tokenizer_name") or ("siglip" in spec.architecture.lower())
     if not foreign and set(settings) <= {"clean"}:
         return _simple_tokenizer(text.get("context_length", 77), settings.get("clean", "lower"))
@@ -265,14 +323,17 @@ def tokenizer_of(spec: ModelSpec) -> Any:
     tokenizer: Any = _try(spec, lambda: open_clip.get_tokenizer(spec.open_clip_name, **remote))
     if getattr(tokenizer, "reduction_fn", None) is not None:
         tokenizer.reduction_fn = None
-        warnings.warn(f"{spec.text}: its tokenizer shortens long captions at random; curate cuts them at the end",
-                      CurateWarning, stacklevel=5)
+        warnings.warn(
+            f"{spec.text}: its tokenizer shortens long captions at random; curate cuts them at the end",
+            CurateWarning,
+            stacklevel=5,
+        )
     return tokenizer
 
 
 @lru_cache(maxsize=8)
 def _simple_tokenizer(context_length: int, clean: str) -> Any:
-    """CLIP's own tokenizer, as `open_clip.get_tokenizer` makes it; building its vocabulary takes a third of a second."""
+    """CLIP's own tokenizer, as `open_clip.get_tokenizer` makes it; building it takes a third of a second."""
     import open_clip
 
     return open_clip.SimpleTokenizer(context_length=context_length, clean=clean)
@@ -301,5 +362,7 @@ def _fetch_hint(spec: ModelSpec) -> str:
     repository = spec.location if spec.kind == "hub" else str(tag.get("hf_hub", "")).rpartition("/")[0]
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") else ""
     fetch = f"`hf download {repository}`" if repository else f"a download of {tag.get('url', 'the weights')}"
-    return (f". If its weights are not in the cache yet{offline}, run {fetch} on a machine with network access, and "
-            "point HF_HOME at that cache")
+    return (
+        f". If its weights are not in the cache yet{offline}, run {fetch} on a machine with network access, and "
+        "point HF_HOME at that cache"
+    )

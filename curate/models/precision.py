@@ -30,8 +30,9 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device!r} is not available here ({str(error).splitlines()[0]}); "
-                         "use auto or cpu") from error
+        raise UsageError(
+            f"device {device!r} is not available here ({str(error).splitlines()[0]}); use auto or cpu"
+        ) from error
     return chosen
 
 
@@ -47,7 +48,7 @@ def choose_precision(precision: Precision, device: torch.device) -> NativePrecis
 def has_native_bf16(device: torch.device) -> bool:
     """Does this device compute bfloat16 products in hardware?"""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and any(flag in _CPU_FLAGS for flag in _cpu_flags(Path("/proc/cpuinfo")))
 
 

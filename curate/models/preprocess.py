@@ -43,7 +43,7 @@ class Preprocess:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Preprocess:
-        """From open_clip's `model.visual.preprocess_cfg`. Errors: ModelError for a mode that open_clip does not have."""
+        """From open_clip's `model.visual.preprocess_cfg`. Errors: ModelError for a mode it does not have."""
         size = config["size"]
         height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
         mode, interpolation = config.get("resize_mode") or "shortest", config.get("interpolation") or "bicubic"

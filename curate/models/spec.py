@@ -1,11 +1,11 @@
 """Read what a user wrote after --reference or --learner: which model, from where. Costs nothing, touches no network.
 
-    ViT-B-32:laion2b_s34b_b79k      an open_clip architecture and one of its pretrained tags
-    ViT-B-32:/models/epoch_20.pt    an open_clip architecture and a weight file
-    hf-hub:org/name                 a repository on the Hugging Face hub with an open_clip_config.json
-    local-dir:/models/mine          a directory with an open_clip_config.json and weights
-    /models/mine                    the same, as `curate train` writes it
-    ViT-B-32, curate-tiny           an architecture alone: untrained, from a seed, for comparisons and tests
+ViT-B-32:laion2b_s34b_b79k      an open_clip architecture and one of its pretrained tags
+ViT-B-32:/models/epoch_20.pt    an open_clip architecture and a weight file
+hf-hub:org/name                 a repository on the Hugging Face hub with an open_clip_config.json
+local-dir:/models/mine          a directory with an open_clip_config.json and weights
+/models/mine                    the same, as `curate train` writes it
+ViT-B-32, curate-tiny           an architecture alone: untrained, from a seed, for comparisons and tests
 """
 
 from __future__ import annotations
@@ -73,8 +73,10 @@ def _directory(text: str, path: Path) -> ModelSpec:
     if not path.is_dir():
         raise ModelError(f"model {text!r}: there is no directory {path}")
     if not (path / CONFIG_FILE).is_file():
-        raise ModelError(f"model {text!r}: {path} holds no {CONFIG_FILE}; a checkpoint is a directory with "
-                         f"{CONFIG_FILE} and {WEIGHTS_FILE}, as `curate train` writes it")
+        raise ModelError(
+            f"model {text!r}: {path} holds no {CONFIG_FILE}; a checkpoint is a directory with "
+            f"{CONFIG_FILE} and {WEIGHTS_FILE}, as `curate train` writes it"
+        )
     return ModelSpec(text, "directory", "", str(path))
 
 
@@ -85,8 +87,10 @@ def _known_architecture(name: str, text: str) -> str:
     cleaned = name.replace("/", "-")
     if cleaned in known:
         return cleaned
-    raise ModelError(f"model {text!r}: no architecture is called {name!r}{_nearest(name, known)}; "
-                     "`python -c 'import open_clip; print(open_clip.list_models())'` lists them")
+    raise ModelError(
+        f"model {text!r}: no architecture is called {name!r}{_nearest(name, known)}; "
+        "`python -c 'import open_clip; print(open_clip.list_models())'` lists them"
+    )
 
 
 def _weights_of(architecture: str, location: str, text: str) -> ModelSpec:
@@ -100,10 +104,14 @@ def _weights_of(architecture: str, location: str, text: str) -> ModelSpec:
         raise ModelError(f"model {text!r}: there is no weight file {location}")
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if not tags:
-        raise ModelError(f"model {text!r}: {architecture} has no pretrained weights in open_clip; "
-                         f"write {architecture} alone for an untrained one, or {architecture}:/path/to/weights")
-    raise ModelError(f"model {text!r}: {architecture} has no weights tagged {location!r}{_nearest(location, tags)}; "
-                     f"its tags are {', '.join(tags)}")
+        raise ModelError(
+            f"model {text!r}: {architecture} has no pretrained weights in open_clip; "
+            f"write {architecture} alone for an untrained one, or {architecture}:/path/to/weights"
+        )
+    raise ModelError(
+        f"model {text!r}: {architecture} has no weights tagged {location!r}{_nearest(location, tags)}; "
+        f"its tags are {', '.join(tags)}"
+    )
 
 
 def _nearest(name: str, known: list[str]) -> str:

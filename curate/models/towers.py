@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional
 
 # Shorter groups waste less padding, longer ones run the matrix products nearer to their peak.
 GROUP_ROWS = 16
@@ -50,8 +50,15 @@ def text_parts(model: nn.Module) -> TextParts | None:
         return None
     if not _standard(tower.transformer) or getattr(tower, "output_tokens", False):
         return None
-    return TextParts(tower.token_embedding, tower.positional_embedding, tower.transformer, tower.ln_final,
-                     tower.text_projection, pool_type, eos_id)
+    return TextParts(
+        tower.token_embedding,
+        tower.positional_embedding,
+        tower.transformer,
+        tower.ln_final,
+        tower.text_projection,
+        pool_type,
+        eos_id,
+    )
 
 
 def encode_text_trimmed(parts: TextParts, token_BT: Tensor, *, group: int | None = GROUP_ROWS) -> Tensor:
@@ -68,7 +75,7 @@ def pooled_position(parts: TextParts, token_BT: Tensor) -> Tensor:
     """Position of the token that stands for the caption, as open_clip's `text_global_pool` finds it; [B]."""
     if parts.pool_type == "argmax":
         return token_BT.argmax(dim=-1)
-    return (token_BT == parts.eos_id).int().argmax(dim=-1)
+    return token_BT.eq(parts.eos_id or 0).int().argmax(dim=-1)
 
 
 def _encode_rows(parts: TextParts, token_bT: Tensor, last_b: Tensor) -> Tensor:
@@ -78,15 +85,16 @@ def _encode_rows(parts: TextParts, token_bT: Tensor, last_b: Tensor) -> Tensor:
     *blocks, final = parts.transformer.resblocks
     for block in blocks:
         x_bTW = _block(block, x_bTW, causal=True)
-    x_bW = parts.ln_final(_pooled_block(final, x_bTW, last_b, causal=True))
+    x_bW: Tensor = parts.ln_final(_pooled_block(final, x_bTW, last_b, causal=True))
     if isinstance(parts.projection, nn.Linear):
-        return parts.projection(x_bW)
+        x_bD: Tensor = parts.projection(x_bW)
+        return x_bD
     return x_bW if parts.projection is None else x_bW @ parts.projection
 
 
 def image_path(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """A shorter forward of a class-token vision transformer; None where open_clip's own forward is to be used."""
-    tower = getattr(model, "visual", None)
+    tower: Any = getattr(model, "visual", None)
     if type(tower) is not VisionTransformer or tower.attn_pool is not None or tower.pool_type != "tok":
         return None
     if not _standard(tower.transformer) or tower.output_tokens:
@@ -98,32 +106,44 @@ def image_path(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
         for block in blocks:
             x_BTW = _block(block, x_BTW, causal=False)
         first_B = torch.zeros(len(x_BTW), dtype=torch.long, device=x_BTW.device)
-        x_BW = tower.ln_post(_pooled_block(final, x_BTW, first_B, causal=False))
-        return x_BW if tower.proj is None else x_BW @ tower.proj
+        x_BW: Tensor = tower.ln_post(_pooled_block(final, x_BTW, first_B, causal=False))
+        return x_BW if tower.proj is None else x_BW.matmul(tower.proj)
 
     return encode
 
 
 def _is_causal(mask: Tensor | None) -> bool:
-    return mask is not None and bool(torch.equal(mask.cpu(), torch.full_like(mask, float("-inf"), device="cpu").triu(1)))
+    if mask is None:
+        return False
+    return torch.equal(mask.cpu(), torch.full_like(mask, float("-inf"), device="cpu").triu(1))
 
 
 def _standard(transformer: Any) -> bool:
     blocks = getattr(transformer, "resblocks", ())
-    return bool(len(blocks)) and getattr(transformer, "batch_first", False) and all(
-        type(b) is ResidualAttentionBlock and b.attn.in_proj_weight is not None and b.attn.in_proj_bias is not None
-        and b.attn.bias_k is None and not b.attn.add_zero_attn and not hasattr(b, "ln_1_kv") for b in blocks)
+    return (
+        bool(len(blocks))
+        and getattr(transformer, "batch_first", False)
+        and all(
+            type(b) is ResidualAttentionBlock
+            and b.attn.in_proj_weight is not None
+            and b.attn.in_proj_bias is not None
+            and b.attn.bias_k is None
+            and not b.attn.add_zero_attn
+            and not hasattr(b, "ln_1_kv")
+            for b in blocks
+        )
+    )
 
 
 def _block(block: Any, x_BTW: Tensor, *, causal: bool) -> Tensor:
     """One pre-norm block, with one product for query, key and value and the fused attention kernel."""
     B, T, W = x_BTW.shape
     attn = block.attn
-    qkv = F.linear(block.ln_1(x_BTW), attn.in_proj_weight, attn.in_proj_bias)
+    qkv = functional.linear(block.ln_1(x_BTW), attn.in_proj_weight, attn.in_proj_bias)
     q, k, v = qkv.view(B, T, 3, attn.num_heads, W // attn.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-    mixed_BTW = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).reshape(B, T, W)
-    x_BTW = x_BTW + block.ls_1(F.linear(mixed_BTW, attn.out_proj.weight, attn.out_proj.bias))
-    return x_BTW + block.ls_2(block.mlp(block.ln_2(x_BTW)))
+    mixed_BTW = functional.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).reshape(B, T, W)
+    x_BTW = x_BTW + block.ls_1(functional.linear(mixed_BTW, attn.out_proj.weight, attn.out_proj.bias))
+    return x_BTW.add(block.ls_2(block.mlp(block.ln_2(x_BTW))))
 
 
 def _pooled_block(block: Any, x_BTW: Tensor, position_B: Tensor, *, causal: bool) -> Tensor:
@@ -132,12 +152,16 @@ def _pooled_block(block: Any, x_BTW: Tensor, position_B: Tensor, *, causal: bool
     attn, K = block.attn, block.attn.num_heads
     normed_BTW = block.ln_1(x_BTW)
     row_B = torch.arange(B, device=x_BTW.device)
-    q = F.linear(normed_BTW[row_B, position_B], attn.in_proj_weight[:W], attn.in_proj_bias[:W]).view(B, K, 1, W // K)
-    kv = F.linear(normed_BTW, attn.in_proj_weight[W:], attn.in_proj_bias[W:])
+    q = functional.linear(normed_BTW[row_B, position_B], attn.in_proj_weight[:W], attn.in_proj_bias[:W]).view(
+        B, K, 1, W // K
+    )
+    kv = functional.linear(normed_BTW, attn.in_proj_weight[W:], attn.in_proj_bias[W:])
     k, v = kv.view(B, T, 2, K, W // K).permute(2, 0, 3, 1, 4).unbind(0)
     seen = None
     if causal:
         seen = (torch.arange(T, device=x_BTW.device) <= position_B[:, None])[:, None, None, :]
-    mixed_BW = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).reshape(B, W)
-    x_BW = x_BTW[row_B, position_B] + block.ls_1(F.linear(mixed_BW, attn.out_proj.weight, attn.out_proj.bias))
-    return x_BW + block.ls_2(block.mlp(block.ln_2(x_BW)))
+    mixed_BW = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen).reshape(B, W)
+    x_BW: Tensor = x_BTW[row_B, position_B] + block.ls_1(
+        functional.linear(mixed_BW, attn.out_proj.weight, attn.out_proj.bias)
+    )
+    return x_BW.add(block.ls_2(block.mlp(block.ln_2(x_BW))))

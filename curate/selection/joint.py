@@ -1,4 +1,4 @@
-"""Draw a sub-batch chunk by chunk. Compares B x b pairs, keeps b; memory O(B d), time that of 8 B b d multiply-add FLOPs.
+"""Draw a sub-batch chunk by chunk. Compares B x b pairs, keeps b; memory O(B d), time that of 8 B b d FLOPs.
 
 Chunk 1 is drawn by each pair's own score, later chunks by the score given all that was drawn before. A chunk is drawn
 without replacement with probability proportional to exp(logit), by adding Gumbel noise and taking the largest; noise
@@ -46,7 +46,7 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """A sub-batch in the order drawn. Positions are the caller's rows; logits are without noise and include the gain."""
+    """A sub-batch in the order drawn. Positions are the caller's rows; logits include the gain, not the noise."""
 
     index_b: NDArray[np.int64]
     chunk_b: NDArray[np.int16]
@@ -100,7 +100,7 @@ def draw_joint(
 def draw_with(
     kernel: PairKernel, sample_ids: NDArray[np.uint8], *, size: int, chunks: int, gain: float, seed: int, step: int
 ) -> Draw:
-    """`draw_joint` with any kernel that has seen nothing yet: Gumbel-top-k per chunk, an update after all but the last."""
+    """`draw_joint` with any fresh kernel: Gumbel-top-k per chunk, an update after all but the last."""
     if not 1 <= size <= len(sample_ids):
         raise UsageError(f"cannot draw {size} of {len(sample_ids)} candidates; give a size from 1 to {len(sample_ids)}")
     if not (math.isfinite(gain) and gain >= 0):
@@ -161,8 +161,8 @@ def _side(name: str, pairs: Pairs, weight: float, sample_ids: NDArray[np.uint8])
     image_BD, text_BD = pairs.image_BD.detach(), pairs.text_BD.detach()
     if image_BD.ndim != 2 or image_BD.shape != text_BD.shape or len(image_BD) != len(sample_ids):
         raise UsageError(
-            f"{name}: images {tuple(image_BD.shape)} and texts {tuple(text_BD.shape)} for {len(sample_ids)} sample ids; "
-            "give [B, D] for both, one row per id"
+            f"{name}: images {tuple(image_BD.shape)} and texts {tuple(text_BD.shape)} "
+            f"for {len(sample_ids)} sample ids; give [B, D] for both, one row per id"
         )
     if not (image_BD.is_floating_point() and text_BD.is_floating_point()):
         raise UsageError(f"{name}: embeddings are {image_BD.dtype} and {text_BD.dtype}; give floating point")
@@ -179,7 +179,7 @@ def _side(name: str, pairs: Pairs, weight: float, sample_ids: NDArray[np.uint8])
 
 
 def _first_not_finite(tensor_BD: Tensor) -> int | None:
-    """Position of the first row with a NaN or an infinity; the sum of such a row is not finite, the reverse is checked."""
+    """First row with a NaN or an infinity; its sum is not finite, and the reverse is checked."""
     for row in (~torch.isfinite(tensor_BD.sum(1))).nonzero().flatten().tolist():
         if not torch.isfinite(tensor_BD[row]).all():
             return int(row)
@@ -195,7 +195,7 @@ def _finite(logit_B: NDArray[np.float64], sample_ids: NDArray[np.uint8]) -> NDAr
 
 
 def _cores() -> int:
-    """Cores that this process may use: `os.process_cpu_count` from Python 3.13 on, the affinity mask where there is one."""
+    """Cores that this process may use: `os.process_cpu_count` (Python 3.13), or the affinity mask."""
     count = getattr(os, "process_cpu_count", None)
     if count is not None:
         return count() or 1

@@ -36,7 +36,7 @@ Loss = Literal["sigmoid", "softmax"]
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One model's L2-normalised embeddings [B, D] (any floating dtype), its own scale and bias, and its weight, +1 or -1."""
+    """One model's L2-normalised embeddings [B, D] (any floating dtype), its scale and bias, its weight (+1, -1)."""
 
     image_BD: Tensor
     text_BD: Tensor
@@ -56,7 +56,7 @@ class PairKernel(Protocol):
 
 
 def check_sides(sides: Sequence[Side], loss: str, order_B: Tensor) -> None:
-    """ValueError unless the sides agree on B and D pairwise, are floating, and `order_B` could be an order of their rows."""
+    """ValueError unless images and texts agree in shape, are floating, and have as many rows as `order_B`."""
     if loss not in ("sigmoid", "softmax"):
         raise ValueError(f"loss {loss!r} is none of sigmoid, softmax")
     if not sides:

@@ -1,4 +1,4 @@
-"""The scores of joint selection as the mathematics states them: whole B x C tiles, any dtype. The oracle of the fast kernels.
+"""The scores of joint selection as the mathematics states them: whole B x C tiles, any dtype. The oracle of the others.
 
 Costs what it says: for every update, two B x C matrices per model, a softplus or an exponential of each element, and a
 full pass over rows that were chosen long ago. Memory O(B C). Use it for checks, not for work.

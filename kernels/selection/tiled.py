@@ -1,4 +1,4 @@
-"""The scores of joint selection, streamed: tiles of 512 candidates x 256 chosen, one per thread, nothing else of that size.
+"""The scores of joint selection, streamed: a tile of 512 candidates x 256 chosen per thread, nothing larger.
 
 A tile holds both directions (candidate images with chosen texts, candidate texts with chosen images). The pair loss is
 applied and reduced inside the tile, the models are subtracted, and only then does the sum enter an fp64 accumulator
@@ -9,7 +9,7 @@ The same bits for any number of threads and any order of the caller's rows: tile
 sizes, one thread with one intra-op thread computes a tile, and a block of candidates adds its tiles in the order of
 the chosen.
 
-Cost per element of a tile, 512 wide, one core of an AVX2 EPYC: 15-16 ns matrix product, 3 ns sigmoid loss, 2 ns softmax.
+Cost per element of a tile, 512 wide, one core of an AVX2 EPYC: 15-16 ns matrix product, 3 ns sigmoid, 2 ns softmax.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ def log_sum_exp_pair(x_kn: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def merge_log_sum_exp(running_2n: Tensor, max_n: Tensor, sum_n: Tensor) -> None:
-    """Merge a tile's (max, sum) into a running one, in place. The empty set is (-inf, 0) and drops out: exp(-inf) = 0."""
+    """Merge a tile's (max, sum) into a running one, in place; the empty set is (-inf, 0): exp(-inf) = 0."""
     top_n = torch.maximum(running_2n[0], max_n)
     running_2n[1] = running_2n[1] * torch.exp(running_2n[0] - top_n) + sum_n * torch.exp(max_n - top_n)
     running_2n[0] = top_n
 
 
 class Scratch:
-    """Buffers of one worker, by name, kept from tile to tile: fresh ones of a megabyte cost more in page faults than a softplus."""
+    """Buffers of one worker, by name, kept from tile to tile: a fresh megabyte costs page faults."""
 
     def __init__(self) -> None:
         self._flat: dict[tuple[str, torch.dtype], Tensor] = {}

@@ -1,6 +1,6 @@
-"""Algorithms 2 and 3 of Evans et al. 2024 (arXiv 2406.17711), errata mended, in fp64 with full matrices and loops.
+"""Algorithms 2 and 3 of Evans et al. 2024 (arXiv 2406.17711), errata mended, in fp64, full matrices, loops.
 
-Written from the formulas, sharing nothing with the sampler but the array of noise. O(B^2 d) time and memory: small B only.
+Written from the formulas, sharing nothing with the sampler but the noise. O(B^2 d) time and memory: small B only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-# B candidates, N chunks, D width; a model is (images [B, D], texts [B, D], scale, bias)
+# B candidates, N chunks, D width; a model is (images, texts, scale, bias)
 Model = tuple[NDArray[np.float64], NDArray[np.float64], float, float]
 
 

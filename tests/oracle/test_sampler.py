@@ -1,4 +1,4 @@
-"""The sampler against a brute-force one, sample by sample in the order drawn; and proof that the comparison can fail."""
+"""The sampler against a brute-force one, sample by sample in the order drawn, and proof that it can fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from curate.kernels.selection import Side
 from curate.kernels.selection.plain import PlainPairs
-from curate.kernels.selection.tiled import TiledPairs
+from curate.kernels.selection.tiled import TiledPairs, softplus_sums
 from torch import Tensor
 
 from curate.selection import joint
@@ -27,8 +27,8 @@ _SPEC = importlib.util.spec_from_file_location(
 brute: Any = importlib.util.module_from_spec(_SPEC)  # by path: pytest's importlib mode puts no folder on sys.path
 _SPEC.loader.exec_module(brute)
 
-# Relative to the largest logit in absolute value. fp64: sums of at most 662 terms in another order, and exp and log1p a few
-# units in the last place apart. fp32: products of 80 terms of 2**-24, times scales up to 100 inside an exponential.
+# Relative to the largest logit. fp64: sums of at most 662 terms in another order, exp and log1p a few ulps apart.
+# fp32: products of 80 terms of 2**-24, times scales up to 100 inside an exponential.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-5}
 
 
@@ -128,7 +128,7 @@ def test_the_brute_force_sigmoid_logit_is_the_marginal_gain_of_the_batch() -> No
 
 
 def test_the_brute_force_softmax_logit_is_a_difference_of_two_cross_entropies() -> None:
-    """Naive double loops over probabilities: minus the mean log of i's match among the chosen, learner less reference."""
+    """Naive double loops over probabilities: mean -log of i's match among the chosen, learner less reference."""
     pairs = [model(1, 6, 3, 5.0, 0.0), model(5, 6, 3, 3.0, 0.0)]
     similarity = [brute.similarities(numbers(one)) for one in pairs]
     chosen, i = [4, 0, 2], 5
@@ -165,6 +165,17 @@ def test_the_tiled_kernel_scores_as_the_plain_one(
     assert (plain.scores() - tiled.scores()).abs().max() <= bound
 
 
+@pytest.mark.parametrize(("mean", "spread"), [(-30, 5), (-16, 3), (-10, 1), (-10, 5), (0, 1), (0, 5), (20, 30)])
+@pytest.mark.parametrize("rows", [1, 2, 51, 204, 512])
+def test_sums_of_softplus_keep_their_relative_precision(rows: int, mean: float, spread: float) -> None:
+    """Also where softplus is 1e-13, a fp32 sum over a tile is within 1e-6 of the fp64 one, relative."""
+    generator = torch.Generator().manual_seed(rows)
+    x_kn = torch.randn(rows, 64, generator=generator).mul_(spread).add_(mean)
+    exact_n = torch.logaddexp(x_kn.double(), torch.zeros((), dtype=torch.float64)).sum(0)
+    sums_n = softplus_sums(x_kn, torch.empty_like(x_kn))
+    assert ((sums_n - exact_n) / exact_n).abs().max() < 1e-6
+
+
 def numbers_as(pairs: Pairs, dtype: torch.dtype) -> tuple[Tensor, Tensor, float, float]:
     return pairs.image_BD.to(dtype), pairs.text_BD.to(dtype), pairs.scale, pairs.bias
 
@@ -193,7 +204,7 @@ def test_a_planted_wrong_sampler_is_caught(wrong: str, loss: str, monkeypatch: p
     if wrong == "learner for reference":
         reference = replace(reference, scale=learner.scale, bias=learner.bias)
     if wrong == "chosen not masked":
-        monkeypatch.setattr(joint, "without", lambda standing, drawn: standing)
+        monkeypatch.setattr(joint, "without", lambda standing, _: standing)
     if wrong == "truncated chunks":
         monkeypatch.setattr(joint, "chunk_sizes", _truncated)
     sides = [Side(*numbers_as(pairs, torch.float64), weight) for pairs, weight in ((learner, 1.0), (reference, -1.0))]

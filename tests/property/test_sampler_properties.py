@@ -85,7 +85,7 @@ def test_the_order_of_the_rows_and_the_threads_change_no_bit_across_tiles(loss: 
 
 
 def test_the_callers_number_of_torch_threads_is_left_alone() -> None:
-    """A draw lowers torch's intra-op threads only inside its workers, and new threads get the caller's number afterwards."""
+    """A draw lowers torch's intra-op threads only inside its workers."""
     reference, learner, ids = corpus(60, 8, 3)
     before = torch.get_num_threads()
     try:
@@ -107,7 +107,7 @@ def test_another_seed_or_step_draws_others(change: dict[str, int]) -> None:
 
 
 def test_a_hair_of_half_precision_storage_changes_few_members() -> None:
-    """Embeddings stored in fp16 select at least 97 of 100 of what fp32 selects (99.9 measured at gain 100, B = 8,192)."""
+    """Embeddings stored in fp16 select at least 97 of 100 of what fp32 selects ."""
     reference, learner, ids = corpus(600, 32, 5)
     half = [
         Pairs(pairs.image_BD.half(), pairs.text_BD.half(), pairs.scale, pairs.bias) for pairs in (reference, learner)
@@ -118,7 +118,7 @@ def test_a_hair_of_half_precision_storage_changes_few_members() -> None:
 
 
 def test_inclusion_follows_plackett_luce() -> None:
-    """With one chunk, 3 of 5 are drawn as often as sequential sampling without replacement says, by chi-square over 4,000 seeds."""
+    """With one chunk, 3 of 5 come as often as sequential sampling says, by chi-square over 4,000 seeds."""
     reference, learner, ids = corpus(5, 3, 11)
     sides = [
         Side(learner.image_BD, learner.text_BD, 25.0, -6.0, 1.0),

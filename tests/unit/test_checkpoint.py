@@ -35,15 +35,21 @@ def names(path: Path) -> list[str]:
 
 
 def save(path: Path, **more: Any) -> Path:
-    return save_checkpoint(build_untrained(MINI, seed=0, preprocess=PREPROCESS), path, architecture=MINI,
-                           training={"steps": 1}, **more)
+    return save_checkpoint(
+        build_untrained(MINI, seed=0, preprocess=PREPROCESS), path, architecture=MINI, training={"steps": 1}, **more
+    )
 
 
 def test_open_clip_loads_it_without_us(tiny_checkpoint: Path) -> None:
     """A process that never imports curate loads model and tokenizer, offline, and embeds as we do."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", FOREIGN, str(tiny_checkpoint)], capture_output=True, text=True,
-                          env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGN, str(tiny_checkpoint)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
     theirs = torch.tensor([float(x) for x in done.stdout.strip().splitlines()[-1].split(",")])
     model = load_model(str(tiny_checkpoint))
     ours = model.embed_texts(model.tokenize(["a red circle"]))[0]
@@ -77,7 +83,9 @@ def test_empty_directory_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_interrupted_save_leaves_the_old_one(error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_save_leaves_the_old_one(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An interrupt or a full disk while saving keeps the earlier checkpoint and no half-written one."""
     path = make_checkpoint(tmp_path / "model", "softmax")
     before = (path / "open_clip_model.safetensors").read_bytes()

@@ -103,7 +103,7 @@ def spoiled(row: int, value: float) -> Pairs:
     ],
 )
 def test_what_cannot_be_met_is_refused(change: dict[str, Any], message: str) -> None:
-    """Every argument that a draw cannot honour is a UsageError saying which, and naming the sample where there is one."""
+    """Every argument that a draw cannot honour is a UsageError naming it, and the sample where there is one."""
     with pytest.raises(UsageError, match=message):
         example(**change)
 

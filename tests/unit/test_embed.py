@@ -13,7 +13,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from curate.errors import CurateWarning
 from curate.models import towers
@@ -37,8 +37,11 @@ UNTRIMMED: dict[str, dict[str, Any]] = {
     "siglip text": {"custom_text": True, "text_cfg": {**MINI["text_cfg"], "no_causal_mask": True, "pool_type": "last"}},
     "class token": {"custom_text": True, "text_cfg": {**MINI["text_cfg"], "embed_cls": True, "output_tokens": False}},
     "qk norm": {"text_cfg": {**MINI["text_cfg"], "qk_norm": True}, "vision_cfg": {**VISION, "qk_norm": True}},
-    "average pool": {"vision_cfg": {**VISION, "pool_type": "avg"}, "custom_text": True,
-                     "text_cfg": {**MINI["text_cfg"], "pool_type": "last"}},
+    "average pool": {
+        "vision_cfg": {**VISION, "pool_type": "avg"},
+        "custom_text": True,
+        "text_cfg": {**MINI["text_cfg"], "pool_type": "last"},
+    },
 }
 
 
@@ -52,7 +55,9 @@ def encoder(change: dict[str, Any]) -> DualEncoder:
     module = build_untrained(config, seed=0, preprocess=PREPROCESS)
     with torch.no_grad():
         for parameter in module.parameters():  # every bias, gain and zero counts
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+            parameter.add_(
+                0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
     return encoder_of(module, "test", tokenizer(), architecture=config)
 
 
@@ -63,8 +68,10 @@ def images(count: int = 6) -> torch.Tensor:
 def theirs(model: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.rule.mean, model.rule.std))
     with torch.inference_mode():
-        return (model.module.encode_image((images().float() / 255 - mean) / std, normalize=True),
-                model.module.encode_text(model.tokenize(CAPTIONS), normalize=True))
+        return (
+            model.module.encode_image((images().float() / 255 - mean) / std, normalize=True),
+            model.module.encode_text(model.tokenize(CAPTIONS), normalize=True),
+        )
 
 
 @pytest.mark.parametrize("kind", [*TOWERS, *UNTRIMMED])
@@ -96,12 +103,12 @@ def test_a_wrong_fast_path_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(towers, "pooled_position", lambda _, token_BT: torch.zeros(len(token_BT), dtype=torch.long))
     with pytest.warns(CurateWarning, match="short text path differs"):
         model = encoder({})
-    image, text = theirs(model)
+    _, text = theirs(model)
     torch.testing.assert_close(model.embed_texts(model.tokenize(CAPTIONS)), text, atol=1e-6, rtol=0)
     assert not model.causal_text
 
 
-@pytest.fixture()
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -114,14 +121,17 @@ def one_thread() -> Iterator[None]:
 def test_same_bits_in_every_thread(kind: str) -> None:
     """With one intra-op thread a batch gives the same bits whichever Python thread runs it, and however many do."""
     model = encoder(TOWERS[kind])
-    batches = [torch.randint(0, 256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(n)).to(torch.uint8)
-               for n in range(12)]
+    batches = [
+        torch.randint(0, 256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(n)).to(torch.uint8)
+        for n in range(12)
+    ]
     tokens = [model.tokenize([f"caption {n}", "short", f"a longer caption of number {n}"]) for n in range(12)]
     alone = [(model.embed_images(b), model.embed_texts(t)) for b, t in zip(batches, tokens, strict=True)]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda n: (model.embed_images(batches[n]), model.embed_texts(tokens[n])), range(12)))
-    assert all(torch.equal(a, b) for one, other in zip(alone, together, strict=True)
-               for a, b in zip(one, other, strict=True))
+    assert all(
+        torch.equal(a, b) for one, other in zip(alone, together, strict=True) for a, b in zip(one, other, strict=True)
+    )
 
 
 def test_shapes_units_and_emptiness(tiny_checkpoint: Path) -> None:
@@ -173,4 +183,4 @@ def test_reduced_decode_changes_little(tiny_checkpoint: Path) -> None:
     full, reduced = decode_rgb(data)[0], decode_rgb(data, min_side=model.min_side)[0]
     assert reduced.shape < full.shape
     a, b = (model.embed_images(torch.from_numpy(np.stack([model.preprocess(x)])))[0] for x in (full, reduced))
-    assert float(F.cosine_similarity(a, b, dim=0)) > 0.99
+    assert float(functional.cosine_similarity(a, b, dim=0)) > 0.99

@@ -58,7 +58,9 @@ def test_weights_digest_takes_bfloat16_and_scalars() -> None:
 
 def test_json_digest_ignores_key_order() -> None:
     """Configurations are compared by content."""
-    assert digest_json({"a": 1, "b": [1, 2]}) == digest_json({"b": [1, 2], "a": 1}) != digest_json({"a": 1, "b": [2, 1]})
+    assert (
+        digest_json({"a": 1, "b": [1, 2]}) == digest_json({"b": [1, 2], "a": 1}) != digest_json({"a": 1, "b": [2, 1]})
+    )
 
 
 def test_tokenizer_digest_sees_context_and_cleaning() -> None:

@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
+from torch.nn import functional
 
 from curate.learner.losses import sigmoid_loss, softmax_loss
 
 
 def unit(rows: int, seed: int) -> torch.Tensor:
-    return F.normalize(torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
+    return functional.normalize(torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 17])
@@ -33,6 +33,7 @@ def test_softmax_equals_open_clip(rows: int) -> None:
 def test_two_matched_pairs_by_hand() -> None:
     """The figures in the docstrings are what the formulas give."""
     pairs, one = torch.eye(2), torch.tensor(1.0)
-    assert math.isclose(float(sigmoid_loss(pairs, pairs, one, torch.tensor(0.0))), math.log1p(1 / math.e) + math.log(2),
-                        rel_tol=1e-6)
+    assert math.isclose(
+        float(sigmoid_loss(pairs, pairs, one, torch.tensor(0.0))), math.log1p(1 / math.e) + math.log(2), rel_tol=1e-6
+    )
     assert math.isclose(float(softmax_loss(pairs, pairs, one)), math.log1p(1 / math.e), rel_tol=1e-6)

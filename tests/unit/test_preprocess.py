@@ -47,7 +47,7 @@ def test_equals_open_clip(case: str, shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 def test_a_strip_does_not_grow(mode: str) -> None:
-    """An image one pixel wide gives an input of the usual size, and its middle, without an intermediate of gigabytes."""
+    """An image one pixel wide gives the middle of it at the usual size, without gigabytes in between."""
     rgb_HWC = np.zeros((200_000, 1, 3), np.uint8)
     rgb_HWC[99_000:101_000] = 200
     out = Preprocess.from_config({**BASE, "resize_mode": mode})(rgb_HWC)

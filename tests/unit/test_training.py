@@ -25,8 +25,16 @@ from curate.shards.sources import expand_shards
 from tests.conftest import MINI
 from tests.making import encode, make_tar
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (30, 60, 220), "yellow": (240, 220, 40),
-           "black": (20, 20, 20), "white": (245, 245, 245), "pink": (250, 130, 190), "brown": (120, 70, 40)}
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 200, 60),
+    "blue": (30, 60, 220),
+    "yellow": (240, 220, 40),
+    "black": (20, 20, 20),
+    "white": (245, 245, 245),
+    "pink": (250, 130, 190),
+    "brown": (120, 70, 40),
+}
 QUICK: dict[str, Any] = {"model": "mini", "batch": 8, "steps": 6, "lr": 3e-3, "device": "cpu", "precision": "fp32"}
 
 
@@ -47,7 +55,7 @@ def samples(count: int, *, start: int = 0) -> list[tuple[str, dict[str, bytes]]]
     return made
 
 
-@pytest.fixture()
+@pytest.fixture
 def shard(tmp_path: Path) -> Path:
     return make_tar(tmp_path / "00000.tar", samples(32))
 
@@ -66,24 +74,33 @@ def test_it_learns(loss: str, shard: Path, tmp_path: Path) -> None:
 
 def test_same_seed_same_weights(shard: Path, tmp_path: Path) -> None:
     """One seed gives one checkpoint, bit by bit; another seed another."""
-    paths = [train([shard], tmp_path / name, seed=seed, augment=True, **QUICK).path
-             for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    paths = [
+        train([shard], tmp_path / name, seed=seed, augment=True, **QUICK).path
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
     weights = [(path / "open_clip_model.safetensors").read_bytes() for path in paths]
     assert weights[0] == weights[1] != weights[2]
 
 
 def test_streaming_equals_caching(shard: Path, tmp_path: Path) -> None:
     """A corpus that does not fit in memory is decoded again and gives the same weights."""
-    cached, streamed = (train([shard], tmp_path / str(gb), memory_gb=gb, **QUICK).path for gb in (1.0, 1e-6))
-    assert (cached / "open_clip_model.safetensors").read_bytes() == (streamed / "open_clip_model.safetensors").read_bytes()
+    cached, streamed = (
+        train([shard], tmp_path / str(gb), memory_gb=gb, **QUICK).path / "open_clip_model.safetensors"
+        for gb in (1.0, 1e-6)
+    )
+    assert cached.read_bytes() == streamed.read_bytes()
 
 
 @pytest.mark.parametrize(("memory_gb", "kind"), [(1.0, CachedPairs), (1e-6, StreamedPairs)])
 def test_bad_samples_are_counted(memory_gb: float, kind: type, tmp_path: Path) -> None:
     """Each bad sample is skipped under its reason, cached or streamed, and the rest is trained on."""
     good = samples(20)
-    bad = [("100000000", {"jpg": b"not an image", "txt": b"caption"}), ("100000001", {"jpg": good[0][1]["jpg"]}),
-           ("100000002", {"txt": b"alone"}), ("100000003", {"jpg": good[1][1]["jpg"], "txt": b" \n"})]
+    bad = [
+        ("100000000", {"jpg": b"not an image", "txt": b"caption"}),
+        ("100000001", {"jpg": good[0][1]["jpg"]}),
+        ("100000002", {"txt": b"alone"}),
+        ("100000003", {"jpg": good[1][1]["jpg"], "txt": b" \n"}),
+    ]
     path = make_tar(tmp_path / "00000.tar", [*good[:10], *bad, *good[10:]])
     result = train([path], tmp_path / "model", memory_gb=memory_gb, **QUICK)
     assert result.skipped == {"caption-empty": 1, "caption-missing": 1, "image-format": 1, "image-missing": 1}

@@ -24,7 +24,7 @@ _PUBLIC = {
     "SelectionView": ("curate.loaders.view", "SelectionView"),
     "SubBatches": ("curate.loaders.subbatches", "SubBatches"),
     "demo": ("curate.pipelines.demonstration", "demo"),
-    "doctor": ("curate.doctor", "examine"),
+    "doctor": ("curate.examination", "examine"),
     "explain": ("curate.explanation", "explain"),
     "inspect": ("curate.inspection", "inspect_shards"),
     "plan": ("curate.pipelines.runner", "plan"),

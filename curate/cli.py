@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,6 +28,7 @@ app = App(
     name="curate",
     version=__version__,
     config=Env("CURATE_"),
+    default_parameter=Parameter(show_env_var=False),
     help="""Pick, from many image-text pairs, the ones a model can learn from now.
 
     Start with `curate demo` (no data, no network, no GPU), `curate doctor` and `curate inspect SHARDS`;
@@ -35,6 +36,7 @@ app = App(
     as CURATE_VERB_OPTION (CURATE_SCORE_KEEP=0.1).""",
 )
 
+Flag = Annotated[bool, Parameter(negative="")]  # without a --no- twin: it is off unless given
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON value on standard output.")]
 Output = Annotated[Path, Parameter(name=["--output", "-o"], help="The directory that is written.")]
 To = Annotated[Path | None, Parameter(name=["--output", "-o"], help="Write there, and leave OUT as it is.")]
@@ -74,7 +76,7 @@ def demo(
     samples: int = 4000,
     steps: int = 120,
     seed: int = 0,
-    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    overwrite: Flag = False,
     json: Json = False,
 ) -> int:
     """See every pass on a corpus that is drawn here: no network, no GPU, no data, about two minutes on two cores.
@@ -110,7 +112,7 @@ def doctor(*, json: Json = False) -> int:
 
     Example: curate doctor
     """
-    from curate.doctor import examine, render_examination
+    from curate.examination import examine, render_examination
 
     examination = examine()
     if json:
@@ -120,7 +122,7 @@ def doctor(*, json: Json = False) -> int:
 
 
 @app.command
-def inspect(*shards: str, decode: bool = False, json: Json = False) -> int:
+def inspect(*shards: str, decode: Flag = False, json: Json = False) -> int:
     """Look at shards before anything runs on them: counts, formats, corrupt members, duplicate keys, captions, sizes.
 
     Example: curate inspect 'shards/{00000..00009}.tar' --json
@@ -161,9 +163,9 @@ def score(
     samples_per_shard: int | None = None,
     tolerance: float = 0.05,
     reference_cache: Path | None = None,
-    scores_only: Annotated[bool, Parameter(negative="")] = False,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
-    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    scores_only: Flag = False,
+    dry_run: Flag = False,
+    overwrite: Flag = False,
     json: Json = False,
     running: EngineOptions = LOCAL,
 ) -> int:
@@ -242,6 +244,7 @@ def score(
 @app.command
 def select(
     out: Path,
+    /,
     *,
     output: To = None,
     keep: float | None = None,
@@ -284,6 +287,7 @@ def select(
 @app.command
 def write(
     out: Path,
+    /,
     *,
     output: To = None,
     samples_per_shard: int | None = None,
@@ -313,7 +317,7 @@ def write(
 
 
 @app.command
-def verify(out: Path, *, load: bool = True, json: Json = False) -> int:
+def verify(out: Path, /, *, load: bool = True, json: Json = False) -> int:
     """Prove OUT from its files: accounting, digests, pairs, sub-batches, and that webdataset and open_clip load it.
 
     Exit code 4 if anything contradicts anything else.
@@ -340,8 +344,8 @@ def verify(out: Path, *, load: bool = True, json: Json = False) -> int:
 
 
 @app.command
-def explain(out: Path, key: str, *, json: Json = False) -> int:
-    """Say why a sample was kept, dropped or rejected: scores, rank, sub-batch, reason.
+def explain(out: Path, key: str | None = None, /, *, sheet: Path | None = None, json: Json = False) -> int:
+    """Say why a sample was kept, dropped or rejected (scores, rank, sub-batch, reason), or without KEY sum all up.
 
     Example: curate explain filtered 000000042
 
@@ -351,15 +355,24 @@ def explain(out: Path, key: str, *, json: Json = False) -> int:
         An output directory.
     key
         The sample's original key, its new key, its DataComp uid or its sample id.
+    sheet
+        Draw a contact sheet of kept, dropped and rejected samples there (PNG); reads the original shards.
     """
-    from curate.explanation import explain
+    from curate.explanation import explain, summarise
     from curate.pipelines.runner import local_output
 
-    found = explain(local_output(out), key)
+    path = local_output(out)
+    found = [] if key is None else explain(path, key)
+    if sheet is not None:
+        from curate.contact_sheet import contact_sheet
+
+        print(contact_sheet(path, sheet), file=sys.stderr)
+    if key is None:
+        summary = summarise(path)
+        return _print_json(summary) if json else _print_lines(f"{n:>12,}  {what}" for what, n in summary.items())
     if json:
         return _print_json([explanation.as_json() for explanation in found])
-    print("\n\n".join("\n".join(explanation.sentences) for explanation in found))
-    return 0
+    return _print_lines("\n".join([*explanation.sentences, ""]) for explanation in found)
 
 
 @app.command
@@ -375,11 +388,11 @@ def train(
     lr: float = 2e-3,
     weight_decay: float = 0.05,
     warmup: float = 0.1,
-    augment: bool = False,
+    augment: Flag = False,
     seed: int = 0,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
-    eval_shards: tuple[str, ...] = (),
-    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    eval_shards: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    overwrite: Flag = False,
     json: Json = False,
 ) -> int:
     """Fit a small open_clip model on shards, drawn uniformly, and save a checkpoint that open_clip loads.
@@ -403,9 +416,8 @@ def train(
     overwrite
         Replace a checkpoint that is in the output directory.
     """
-    from curate.reports import training_bar
-
     from curate.learner.train import train
+    from curate.reports import training_bar
 
     settings: dict[str, Any] = {
         "model": model, "criterion": criterion, "loss": loss, "batch": batch, "steps": steps, "epochs": epochs,
@@ -453,6 +465,11 @@ def _console() -> Any:
 
 def _print_json(value: Any) -> int:
     print(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False))
+    return 0
+
+
+def _print_lines(lines: Iterable[str]) -> int:
+    print("\n".join(lines))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,13 @@ def explain(output: Path, key: str) -> list[Explanation]:
             f"`curate inspect SHARDS` shows what keys look like, the ledger is {output}/_curate/ledger/*.parquet"
         )
     return [Explanation(row, tuple(_sentences(output, row))) for row in rows]
+
+
+def summarise(output: Path) -> dict[str, int]:
+    """How many samples have each status and reason, as `{"kept: selected": 24, ...}`, most frequent first."""
+    table = read_ledger(output, ["status", "reason"])
+    counts = Counter(f"{row['status']}: {row['reason']}, {REASONS[row['reason']]}" for row in table.to_pylist())
+    return dict(counts.most_common())
 
 
 def _sentences(output: Path, row: dict[str, Any]) -> list[str]:

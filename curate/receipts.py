@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from curate.errors import StorageError
 from curate.storage import (
     LOCAL,
     Disk,
@@ -165,13 +166,19 @@ class Store:
             if output.published is None:
                 continue
             blob, name = self.root / output.path, self.root.parent / output.published
-            if blob.exists():
-                publish(blob, name, self.disk)
+            try:
+                if self.locate(output) == blob:
+                    publish(blob, name, self.disk)
+            except FileNotFoundError:
+                pass  # collected by another driver, which has finished this run and published the same bytes
+            if self.locate(output) is None:
+                raise StorageError(f"{blob} is gone; run the same command again, it is made anew")
 
     def receipts(self, stage: str) -> Iterator[Receipt]:
-        """All receipts of a stage, in the order of their unit ids."""
+        """All receipts of a stage that can be read, in the order of their unit ids."""
         for path in sorted((self.root / "commits").glob(f"{stage}-*.json")):
-            yield Receipt.from_json(json.loads(path.read_bytes()))
+            with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+                yield Receipt.from_json(json.loads(path.read_bytes()))
 
     def note(self, line: str) -> None:
         """Append a line to the run's log; not durable, nothing depends on it."""
@@ -200,4 +207,4 @@ class Store:
     def _discard(self, attempt: Attempt) -> None:
         with contextlib.suppress(OSError):
             for path in (self.root / "attempts").glob(f"{attempt.unit.id}.{attempt.token}.*"):
-                path.unlink()
+                self.disk.unlink(path)

@@ -13,11 +13,15 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 from curate.errors import StorageError
+
+T = TypeVar("T")
+_STAGED = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 
 class Disk(Protocol):
@@ -112,41 +116,44 @@ class HashingWriter(io.RawIOBase):
 
 
 def make_directory(path: Path, disk: Disk = LOCAL) -> None:
-    """Create `path` and its parents."""
+    """Create `path` and its parents; the names that are new are durable."""
     with storage_errors(path):
+        new = [step for step in (path, *path.parents) if not step.exists()]
         disk.make_directory(path)
+        for step in reversed(new):
+            disk.sync_directory(step.parent)
 
 
 def replace_file(path: Path, data: bytes, disk: Disk = LOCAL) -> None:
     """Write `path` so that it is at any time absent, the old bytes or the new ones."""
-    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
     with storage_errors(path):
-        _write_synced(temporary, data, disk)
-        disk.rename(temporary, path)
+        _staged(path, lambda staged: _write_synced(staged, data, disk), lambda staged: disk.rename(staged, path), disk)
         disk.sync_directory(path.parent)
 
 
 def put_if_absent(path: Path, data: bytes, disk: Disk = LOCAL) -> bool:
     """Create `path` with `data` unless it exists; True if this call created it. Atomic among all writers."""
-    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
-    with storage_errors(path):
-        _write_synced(temporary, data, disk)
+
+    def place(staged: Path) -> bool:
         try:
-            disk.link(temporary, path)
-            created = True
+            disk.link(staged, path)
         except FileExistsError:
-            created = False
-        disk.unlink(temporary)
+            return False
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                disk.unlink(staged)
+        return True
+
+    with storage_errors(path):
+        created = _staged(path, lambda staged: _write_synced(staged, data, disk), place, disk)
         disk.sync_directory(path.parent)
     return created
 
 
 def publish(blob: Path, name: Path, disk: Disk = LOCAL) -> None:
     """Give `blob` a second name, replacing what has that name now."""
-    temporary = name.with_name(f".{name.name}.{os.urandom(6).hex()}.tmp")
     with storage_errors(name):
-        disk.link(blob, temporary)
-        disk.rename(temporary, name)
+        _staged(name, lambda staged: disk.link(blob, staged), lambda staged: disk.rename(staged, name), disk)
         disk.sync_directory(name.parent)
 
 
@@ -154,6 +161,17 @@ def remove(path: Path, disk: Disk = LOCAL) -> None:
     """Remove a name if it is there."""
     with storage_errors(path), contextlib.suppress(FileNotFoundError):
         disk.unlink(path)
+
+
+def sync_directory(path: Path, disk: Disk = LOCAL) -> None:
+    """Make the names that were removed from a directory stay removed after a loss of power."""
+    with storage_errors(path):
+        disk.sync_directory(path)
+
+
+def leftovers(directory: Path) -> list[Path]:
+    """Temporary names in `directory` that a process which was killed never gave their final name."""
+    return [path for path in sorted(directory.glob(".*.tmp")) if _STAGED.fullmatch(path.name)]
 
 
 def canonical_json(value: Any) -> bytes:
@@ -170,6 +188,26 @@ def file_digest(path: Path) -> str:
     """sha256 of a file, hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _staged(path: Path, fill: Callable[[Path], None], place: Callable[[Path], T], disk: Disk) -> T:
+    """Fill a temporary name beside `path` and place it there.
+
+    Once more if the temporary name is gone: another driver that finished this run took it for a leftover.
+    """
+    for last in (False, False, True):
+        staged = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
+        try:
+            fill(staged)
+            return place(staged)
+        except FileNotFoundError:
+            if last:
+                raise
+        except OSError:
+            with contextlib.suppress(OSError):
+                disk.unlink(staged)
+            raise
+    raise AssertionError("the last round returns or raises")
 
 
 def _write_synced(path: Path, data: bytes, disk: Disk) -> None:

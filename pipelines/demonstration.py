@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from curate.pipelines.runner import RunResult, score
 
 from curate.contact_sheet import contact_sheet
-from curate.demo.corpus import Corpus, draw_corpus
-from curate.demo.noise_table import NoiseTable, noise_table, noise_view
+from curate.demonstration.corpus import Corpus, draw_corpus
+from curate.demonstration.noise_table import NoiseTable, noise_table, noise_view
 from curate.errors import UsageError
 from curate.learner.train import Progress, train
 from curate.ledger import read_ledger

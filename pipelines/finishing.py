@@ -21,7 +21,7 @@ from curate.formats.datacomp import to_npy, uid_array
 from curate.formats.openclip import sizes
 from curate.formats.wids import WidsShard, wids_index
 from curate.receipts import Receipt, Store
-from curate.storage import canonical_json, readable_json, remove, replace_file
+from curate.storage import canonical_json, leftovers, readable_json, remove, replace_file, sync_directory
 
 STATUSES = ("kept", "dropped", "quarantined")
 
@@ -46,11 +46,18 @@ _SIDE = ("sizes.json", "shardindex.json", "meta.json", "sample_ids.npy")
 def reopen(output: Path, *, keep: tuple[str, ...] = ("score",)) -> None:
     """Take back what an earlier run published, SUCCESS first, and its receipts but for the stages in `keep`."""
     root = output / "_curate"
-    remove(root / "SUCCESS.json")
+    if (root / "SUCCESS.json").exists():
+        remove(root / "SUCCESS.json")
+        sync_directory(root)  # else a loss of power could leave SUCCESS over shards that are gone
     remove(root / "manifest.json")
     for path in output.iterdir():
         if _PUBLISHED.fullmatch(path.name) or path.name in _SIDE:
             remove(path)
+    for path in (root / "ledger").glob("*.parquet"):
+        if len(path.stem) < 32:
+            remove(path)
+    for path in leftovers(output):
+        remove(path)
     for path in (root / "commits").glob("*.json"):
         if path.stem.partition("-")[0] not in keep:
             remove(path)
@@ -110,6 +117,9 @@ def collect(store: Store, receipts: Receipts) -> None:
                 remove(path)
     for path in sorted((store.root / "attempts").iterdir()):
         remove(path)
+    for directory in (store.root.parent, store.root, store.root / "commits", store.root / "ledger"):
+        for path in leftovers(directory):
+            remove(path)
 
 
 def _side_files(job: Job, receipts: Receipts) -> dict[str, bytes]:
@@ -127,7 +137,7 @@ def _side_files(job: Job, receipts: Receipts) -> dict[str, bytes]:
 
 
 def _uids(job: Job, receipt: Receipt) -> list[str | None]:
-    sidecar = job.store.locate(receipt.outputs[1])
+    sidecar = job.output / str(receipt.outputs[1].published)  # another driver may be collecting the other name
     column: list[str | None] = pq.read_table(sidecar, columns=["uid"])["uid"].to_pylist()
     return column
 

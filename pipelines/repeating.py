@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -148,4 +149,6 @@ def _link_or_copy(path: Path, name: Path) -> None:
     try:
         name.hardlink_to(path)
     except OSError:
-        shutil.copyfile(path, name)
+        partial = name.parent.parent / "attempts" / f"{name.name}.{os.urandom(6).hex()}.tmp"
+        shutil.copyfile(path, partial)
+        partial.replace(name)

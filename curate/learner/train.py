@@ -38,7 +38,6 @@ from curate.models.spec import parse_spec
 from curate.models.towers import encode_text_trimmed, text_parts
 from curate.shards.sources import expand_shards
 
-LOSS_RATE = 10.0  # scale and bias are two numbers that have far to go in a few hundred steps
 MAX_SCALE = 100.0  # CLIP's bound on exp(logit_scale), section 2.5 of arXiv 2103.00020
 
 
@@ -217,15 +216,10 @@ def _autocast(settings: TrainSettings, device: torch.device) -> Any:
 
 def _optimiser(module: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
     """Matrices and kernels are decayed; gains, biases, embeddings, scale and bias of the loss are not."""
-    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad and not n.startswith("logit_")]
-    loss = [p for n, p in module.named_parameters() if p.requires_grad and n.startswith("logit_")]
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if p.ndim > 1 and "embedding" not in name]
     kept = [p for name, p in named if p.ndim <= 1 or "embedding" in name]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-        {"params": loss, "weight_decay": 0.0, "factor": LOSS_RATE},
-    ]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 
@@ -233,7 +227,7 @@ def _set_rate(optimiser: torch.optim.Optimizer, settings: TrainSettings, step: i
     warm = max(1, round(settings.warmup * steps))
     share = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
     for group in optimiser.param_groups:
-        group["lr"] = settings.lr * share * group.get("factor", 1.0)
+        group["lr"] = settings.lr * share
 
 
 @contextmanager

@@ -56,7 +56,11 @@ class Preprocess:
 
     @property
     def min_side(self) -> int:
-        """The shorter side below which a reduced JPEG decode would have to be enlarged again."""
+        """The shorter side below which a reduced JPEG decode would have to be enlarged again.
+
+        Decoding at the smallest scale above it changed cosines of a trained curate-tiny by 0.0003 on average and 0.0064
+        at most, over 150 JPEGs of 200 pixels for an input of 64.
+        """
         return max(self.height, self.width)
 
     def __call__(self, rgb_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:

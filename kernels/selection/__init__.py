@@ -4,8 +4,8 @@ Mathematics. A model m has embeddings of B pairs, a scale a and a bias b of its 
 -1). With s_ij = <image_i, text_j> and x_ij = a s_ij + b the score of candidate i given the chosen set K (i not in K)
 is
 
-    sigmoid   sum_m w [ softplus(-x_ii) + sum_{k in K} (softplus(x_ik) + softplus(x_ki)) ] softmax   sum_m w [ -a s_ii
-    + 1/2 (LSE_{k in K} a s_ik + LSE_{k in K} a s_ki) ]        (no LSE term while K is empty)
+    sigmoid   sum_m w [ softplus(-x_ii) + sum_{k in K} (softplus(x_ik) + softplus(x_ki)) ]
+    softmax   sum_m w [ -a s_ii + 1/2 (LSE_{k in K} a s_ik + LSE_{k in K} a s_ki) ]     (no LSE term while K is empty)
 
 For the sigmoid loss this is the marginal gain, from adding i to K, of the sum over the batch of the weighted pair
 losses. (Evans et al. 2024, arXiv 2406.17711, Algorithms 2 and 3, with their errata mended.)

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-OURS = ("webdataset_loader.py", "torch_loop.py", "online_selection.py", "open_clip_training.py")
+OURS = (
+    "score_in_python.py",
+    "webdataset_loader.py",
+    "torch_loop.py",
+    "selection_view.py",
+    "online_selection.py",
+    "open_clip_training.py",
+)
 
 
 def run_example(name: str, *arguments: str | Path, cwd: Path) -> str:
@@ -28,6 +35,22 @@ def test_webdataset_loader_counts_the_samples(output: Any, tmp_path: Path) -> No
     printed = run_example("webdataset_loader.py", output.out, cwd=tmp_path)
     assert printed.splitlines()[-1] == "48 samples in 4 shards"
     assert repr(output.captions[0]) in printed
+
+
+def test_score_in_python_filters_and_explains(output: Any, tmp_path: Path) -> None:
+    """From shards to a verified filtered dataset and an explanation, in one short script."""
+    lines = run_example("score_in_python.py", *output.inputs, "--steps", "3", cwd=tmp_path).splitlines()
+    samples = 40 * (len(output.inputs) - 1)
+    assert lines[0].startswith(f"{samples // 4} of {samples} samples kept")
+    assert lines[1] == "verified"
+    assert (tmp_path / "filtered" / "_curate" / "SUCCESS.json").exists()
+
+
+def test_selection_view_reads_the_original_shards(output: Any, tmp_path: Path) -> None:
+    """The view holds what was selected, in selection order, read from the input shards."""
+    lines = run_example("selection_view.py", output.out, *output.inputs, cwd=tmp_path).splitlines()
+    assert lines[0].endswith(repr(output.captions[0]))
+    assert lines[-1].startswith(f"{len(output.selected)} selected samples")
 
 
 def test_torch_loop_trains_on_each_sub_batch(output: Any, tmp_path: Path) -> None:

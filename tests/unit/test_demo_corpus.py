@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curate.demo.corpus import BROKEN, Corpus, FaultRates, draw_corpus
-from curate.demo.phrases import describe
-from curate.demo.scenes import COLOURS, Scene, Shapes, draw, imagine
+from curate.demonstration.corpus import BROKEN, Corpus, FaultRates, draw_corpus
+from curate.demonstration.phrases import describe
+from curate.demonstration.scenes import COLOURS, Scene, Shapes, draw, imagine
 from curate.errors import UsageError
 from curate.images.decode import ImageRejected, decode_rgb
 from curate.images.signals import signals

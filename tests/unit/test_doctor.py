@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from curate import doctor, machine, rates
-from curate.doctor import Examination, examine, render_examination
+from curate import examination, machine, rates
+from curate.examination import Examination, examine, render_examination
 from curate.machine import Cores, Limits
 
 CPUINFO = "processor\t: 0\nmodel name\t: Test CPU 9000\nflags\t\t: fpu avx2 avx512f avx512_bf16 amx_tile\n"
@@ -32,7 +32,7 @@ def rendered(exam: Examination) -> str:
     return out.getvalue()
 
 
-def row(exam: Examination, job: str) -> doctor.Fallback:
+def row(exam: Examination, job: str) -> examination.Fallback:
     return next(fallback for fallback in exam.fallbacks if fallback.job == job)
 
 
@@ -103,7 +103,7 @@ def test_broken_torch_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A required package that is not installed makes the machine not ready, and the row names it."""
-    monkeypatch.setattr(doctor, "PACKAGES", (*doctor.PACKAGES, ("nothing", "no_such_module", "no-such-package", False)))
+    monkeypatch.setattr(examination, "PACKAGES", (*examination.PACKAGES, ("nothing", "no_such_module", "no-such-package", False)))
     exam = examine()
     assert not exam.healthy
     assert row(exam, "required packages").here == "absent: nothing"
@@ -112,7 +112,7 @@ def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 def test_no_compiler_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a C++ compiler the examination says so and goes on."""
-    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+    monkeypatch.setattr(examination.shutil, "which", lambda _: None)
     exam = examine()
     assert next(fact for fact in exam.facts if fact.name == "C++ compiler").value == "none"
 

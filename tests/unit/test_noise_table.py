@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from curate.demo.corpus import TRUTH_SCHEMA
-from curate.demo.noise_table import ANY, area_under_curve, noise_table, noise_view
+from curate.demonstration.corpus import TRUTH_SCHEMA
+from curate.demonstration.noise_table import ANY, area_under_curve, noise_table, noise_view
 from curate.errors import VerificationError
 from curate.ledger import LEDGER_SCHEMA
 

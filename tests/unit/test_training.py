@@ -62,14 +62,14 @@ def shard(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 def test_it_learns(loss: str, shard: Path, tmp_path: Path) -> None:
-    """Sixty steps on eight colours put most images nearest to their own caption, in the saved checkpoint."""
-    result = train([shard], tmp_path / "model", loss=loss, **{**QUICK, "steps": 60, "lr": 5e-3})
+    """Eighty steps on eight colours put most images nearest to their own caption, in the saved checkpoint."""
+    result = train([shard], tmp_path / "model", loss=loss, **{**QUICK, "steps": 80, "lr": 4e-3, "batch": 16})
     model = load_model(str(result.path))
-    assert (result.steps, result.samples, result.skipped, model.loss) == (60, 32, {}, loss)
+    assert (result.steps, result.samples, result.skipped, model.loss) == (80, 32, {}, loss)
     with open_pairs(expand_shards([shard]), model.tokenize, model.rule) as opened:
         image, text = opened.pairs.batch(range(8))
     nearest = (model.embed_images(image) @ model.embed_texts(text).T).argmax(dim=1)
-    assert (nearest == torch.arange(8)).sum() >= 6
+    assert (nearest == torch.arange(8)).sum() >= 6, nearest
 
 
 def test_same_seed_same_weights(shard: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from curate.demo.corpus import BROKEN, FAULTS
+from curate.demonstration.corpus import BROKEN, FAULTS
 from curate.errors import VerificationError
 
 if TYPE_CHECKING:

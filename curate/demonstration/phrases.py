@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from curate.demo.scenes import Scene, Shapes
+from curate.demonstration.scenes import Scene, Shapes
 
 COUNTS: Final = ("a", "two", "three", "four")
 PLURALS: Final = {"cross": "crosses"}

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageEnhance, ImageFilter
 
-from curate.demo.phrases import boilerplate, describe
-from curate.demo.scenes import Scene, draw, imagine
+from curate.demonstration.phrases import boilerplate, describe
+from curate.demonstration.scenes import Scene, draw, imagine
 from curate.errors import UsageError
 from curate.settings import SAMPLES_PER_SHARD
 from curate.shards.tarwriter import tar_end, tar_member

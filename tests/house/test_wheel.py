@@ -1,0 +1,108 @@
+"""The wheel and the sdist: what they carry, and that the wheel works where no checkout is in sight."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.slow
+
+IMPORT_ALL = """
+import importlib, pathlib, sys
+import curate
+root = pathlib.Path(sys.argv[1])
+assert pathlib.Path(curate.__file__).is_relative_to(root), curate.__file__
+assert [pathlib.Path(entry) for entry in curate.__path__] == [root / "curate"], list(curate.__path__)
+for path in sorted((root / "curate").rglob("*.py")):
+    parts = path.relative_to(root).with_suffix("").parts
+    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    module = importlib.import_module(name)
+    assert pathlib.Path(module.__file__) == path, (name, module.__file__)
+    print(name)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """Both distributions; the wheel was built from the sdist."""
+
+    wheel: Path
+    sdist: Path
+
+    @property
+    def in_wheel(self) -> set[str]:
+        with zipfile.ZipFile(self.wheel) as archive:
+            return set(archive.namelist())
+
+    @property
+    def in_sdist(self) -> set[str]:
+        with tarfile.open(self.sdist) as archive:
+            return {name.partition("/")[2] for name in archive.getnames()}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return Built(wheel, sdist)
+
+
+@pytest.fixture(scope="module")
+def unpacked(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(built.wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def run_there(unpacked: Path, cwd: Path, *arguments: str) -> str:
+    """Run Python with the unpacked wheel first on its path: an editable install comes after it."""
+    environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_wheel_carries_the_three_floors_as_one_package(built: Built) -> None:
+    """Every module of the checkout is in the wheel under curate/, nothing else is, and no `kernels` is at its top."""
+    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "curate").rglob("*.py")} | {"curate/py.typed"}
+    for floor in ("kernels", "pipelines"):
+        expected |= {f"curate/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / floor).rglob("*.py")}
+    assert {name for name in built.in_wheel if name.startswith("curate/")} == expected
+    (information,) = {name.split("/")[0] for name in built.in_wheel} - {"curate"}
+    assert information.startswith("curate_multimodal-")
+    assert information.endswith(".dist-info")
+
+
+def test_the_sdist_carries_source_tests_and_examples_only(built: Built) -> None:
+    """The sdist has what is needed to build and to test, and nothing that a build or a run left in the checkout."""
+    needed = {"pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt", "curate/__init__.py"}
+    needed |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")}
+    assert needed - built.in_sdist == set()
+    assert {name for name in built.in_sdist if "__pycache__" in name or name.endswith((".pyc", ".tar", ".parquet"))} == set()
+    assert {name.split("/")[0] for name in built.in_sdist} & {"demo", ".venv", "shared", "dist", ".git"} == set()
+
+
+def test_every_module_of_the_wheel_imports(unpacked: Path, tmp_path: Path) -> None:
+    """With the wheel's content first on the path, every module comes from it, kernels and pipelines included."""
+    names = run_there(unpacked, tmp_path, "-c", IMPORT_ALL, str(unpacked)).split()
+    assert {"curate.cli", "curate.kernels.selection.plain", "curate.pipelines.runner"} <= set(names)
+
+
+def test_the_command_line_of_the_wheel_answers(unpacked: Path, tmp_path: Path) -> None:
+    """`python -m curate.cli --version` prints the version that the wheel's name has."""
+    version = run_there(unpacked, tmp_path, "-m", "curate.cli", "--version").strip()
+    assert (unpacked / f"curate_multimodal-{version}.dist-info").is_dir()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
 from curate import __version__
-from curate.errors import CurateError, CurateWarning
+from curate.errors import CurateError
+from curate.notes import notes_as_lines
 
 if TYPE_CHECKING:
     from curate.results import RunResult
@@ -28,6 +28,7 @@ app = App(
     name="curate",
     version=__version__,
     config=Env("CURATE_"),
+    suppress_keyboard_interrupt=False,  # `main` says how to go on
     default_parameter=Parameter(show_env_var=False),
     help="""Pick, from many image-text pairs, the ones a model can learn from now.
 
@@ -417,7 +418,7 @@ def train(
         Replace a checkpoint that is in the output directory.
     """
     from curate.learner.train import train
-    from curate.reports import training_bar
+    from curate.reports import fitted_line, training_bar
 
     settings: dict[str, Any] = {
         "model": model, "criterion": criterion, "loss": loss, "batch": batch, "steps": steps, "epochs": epochs,
@@ -428,33 +429,31 @@ def train(
         result = train(shards, output, overwrite=overwrite, progress=report, **settings)
     if json:
         return _print_json({**asdict(result), "path": str(result.path)})
-    skipped = f", {sum(result.skipped.values())} samples skipped" if result.skipped else ""
-    print(
-        f"{result.path}: {result.steps} steps over {result.samples} samples in {result.seconds:.0f} s, "
-        f"loss {result.loss:.4f}{skipped}",
-        file=sys.stderr,
-    )
-    print(f"local-dir:{result.path}")
-    return 0
+    print(fitted_line(result), file=sys.stderr)
+    return _print_lines([f"local-dir:{result.path}"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code and never lets a known error out as a traceback."""
-    _show_warnings_as_lines()
     try:
-        return int(app(arguments, exit_on_error=False, print_error=False, result_action="return_value") or 0)
+        with notes_as_lines():
+            return int(app(arguments, exit_on_error=False, print_error=False, result_action="return_value") or 0)
     except CycloptsError as error:
-        print(f"curate: {error}", file=sys.stderr)
-        return 2
+        return _fail(f"{error} See `{' '.join(('curate', *(error.command_chain or ())))} --help`.", 2)
     except CurateError as error:
-        print(f"curate: {error}", file=sys.stderr)
-        return error.exit_code
+        return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        print("curate: interrupted; the same command resumes", file=sys.stderr)
-        return 130
+        return _fail("interrupted; the same command resumes", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}; check the path and the disk", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"curate: {message}", file=sys.stderr)
+    return code
 
 
 def _console() -> Any:
@@ -483,18 +482,6 @@ def _print_result(result: RunResult, as_json: bool) -> int:
     if result.train_command is not None:
         print(result.train_command)
     return 0
-
-
-def _show_warnings_as_lines() -> None:
-    shown = warnings.showwarning
-
-    def show(message: Any, category: Any, *rest: Any, **named: Any) -> None:
-        if issubclass(category, CurateWarning):
-            print(f"curate: note: {message}", file=sys.stderr)
-        else:
-            shown(message, category, *rest, **named)
-
-    warnings.showwarning = show
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from curate.results import RunResult
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from curate.learner.settings import TrainResult
     from curate.verification import Verification
 
 _MARKS = {True: "ok", False: "FAILED", None: "not tried"}
@@ -46,6 +47,13 @@ def result_lines(result: RunResult) -> list[str]:
     if result.counts.get("kept") == 0:
         lines.append("  nothing was selected: raise --keep, or look at the reasons in the ledger")
     return lines
+
+
+def fitted_line(result: TrainResult) -> str:
+    """The summary of a training run."""
+    skipped = f", {sum(result.skipped.values())} samples skipped" if result.skipped else ""
+    work = f"{result.steps} steps over {result.samples} samples in {result.seconds:.0f} s"
+    return f"{result.path}: {work}, loss {result.loss:.4f}{skipped}"
 
 
 def render_plan(plan: Any, console: Console) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curate.errors import LossAboveTolerance
+from curate.errors import LossAboveTolerance, UsageError
 from curate.receipts import Receipt
 
 
@@ -35,6 +35,12 @@ class RunResult:
             "seconds": round(self.seconds, 3),
             "train_command": self.train_command,
         }
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Refuse a tolerance that is no share: 5 instead of 0.05 would accept any loss."""
+    if not 0 <= tolerance <= 1:
+        raise UsageError(f"--tolerance {tolerance:g}: a share of a shard's samples, between 0 and 1 (0.05 is 5 %)")
 
 
 def lost_shards(scored: Sequence[Receipt], tolerance: float) -> list[str]:

@@ -21,10 +21,14 @@ PREFIX: Final = {"reference": "ref", "learner": "learner"}
 class PairModel(Protocol):
     """What the table needs to know of a model."""
 
-    loss: Any
-    scale: float
-    bias: float
-    width: int
+    @property
+    def loss(self) -> Any: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def bias(self) -> float: ...
+    @property
+    def width(self) -> int: ...
 
 
 def score_schema(models: Mapping[str, PairModel]) -> pa.Schema:

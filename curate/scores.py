@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -70,7 +71,7 @@ def unpack(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float16]:
     return flat.reshape(len(array), D)
 
 
-def write_table(file: IO[bytes], table: pa.Table, facts: dict[str, Any]) -> None:
+def write_table(file: IO[bytes] | RawIOBase, table: pa.Table, facts: dict[str, Any]) -> None:
     """Write `table` with `facts` in its metadata. Uncompressed: half floats do not shrink, and reading stays a copy."""
     metadata = {b"curate": json.dumps(facts, sort_keys=True).encode()}
     pq.write_table(table.replace_schema_metadata(metadata), file, compression="none", use_dictionary=False)

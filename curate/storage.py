@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
@@ -40,7 +41,7 @@ class LocalDisk:
     """The operating system's file system."""
 
     def create(self, path: Path) -> IO[bytes]:
-        return open(path, "xb")  # noqa: SIM115 - the caller closes it
+        return open(path, "xb")  # the caller closes it
 
     def sync(self, file: IO[bytes]) -> None:
         file.flush()
@@ -150,10 +151,40 @@ def put_if_absent(path: Path, data: bytes, disk: Disk = LOCAL) -> bool:
     return created
 
 
+def write_file(path: Path, data: bytes, disk: Disk = LOCAL) -> None:
+    """Create `path` with `data`, synced; it must not exist. Its name lasts once the directory is synced."""
+    with storage_errors(path):
+        _write_synced(path, data, disk)
+
+
+def replace_directory(new: Path, path: Path, disk: Disk = LOCAL) -> None:
+    """Give the complete directory `new` the name `path`; what has that name steps aside first, and back on failure."""
+    with storage_errors(path):
+        disk.sync_directory(new)
+        aside = path.with_name(f".{path.name}.{os.urandom(6).hex()}.old")
+        replaced = path.exists()
+        if replaced:
+            disk.rename(path, aside)
+        try:
+            disk.rename(new, path)
+        except BaseException:
+            if replaced:
+                disk.rename(aside, path)
+            raise
+        disk.sync_directory(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def publish(blob: Path, name: Path, disk: Disk = LOCAL) -> None:
     """Give `blob` a second name, replacing what has that name now."""
+
+    def place(staged: Path) -> None:
+        disk.rename(staged, name)
+        with contextlib.suppress(FileNotFoundError):
+            disk.unlink(staged)  # renaming onto another name of the same file does nothing (POSIX)
+
     with storage_errors(name):
-        _staged(name, lambda staged: disk.link(blob, staged), lambda staged: disk.rename(staged, name), disk)
+        _staged(name, lambda staged: disk.link(blob, staged), place, disk)
         disk.sync_directory(name.parent)
 
 

@@ -15,15 +15,15 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from curate.pipelines.runner import RunResult, score
-
 from curate.contact_sheet import contact_sheet
 from curate.demonstration.corpus import Corpus, draw_corpus
 from curate.demonstration.noise_table import NoiseTable, noise_table, noise_view
 from curate.errors import UsageError
 from curate.learner.train import Progress, train
 from curate.ledger import read_ledger
+from curate.pipelines.runner import score
 from curate.progress import progress
+from curate.results import RunResult
 from curate.storage import make_directory, readable_json, replace_file
 from curate.verification import Verification, verify
 
@@ -147,8 +147,8 @@ def _prepared(path: Path, *, overwrite: bool) -> Path:
     present = {child.name for child in path.iterdir()} if path.is_dir() else set()
     if present and (not overwrite or not present <= set(_OURS)):
         foreign = sorted(present - set(_OURS))
-        advice = f"it holds {foreign[0]!r}, which is not the demo's" if foreign else "add --overwrite to draw it anew"
-        raise UsageError(f"{path} is not empty: {advice}; or choose another directory")
+        advice = f"it holds {foreign[0]!r}, which is not the demo's" if foreign else "--overwrite draws it anew"
+        raise UsageError(f"{path} is not empty: {advice}. Otherwise choose another directory")
     for name in present:
         child = path / name
         shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()

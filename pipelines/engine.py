@@ -7,6 +7,7 @@ A client-side window of futures (twice the worker threads) keeps the scheduler's
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import urllib.parse
@@ -96,6 +97,8 @@ def open_engine(
     protocol lets whoever reaches it run code.
     """
     cores = available_cores()
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers}: at least one; without the option, one for each core up to four")
     if scheduler is not None:
         with _given(scheduler, allow_remote) as engine:
             yield engine
@@ -149,12 +152,18 @@ def _given(address: str, allow_remote: bool) -> Iterator[OnDask]:
 
 def _check_address(address: str, allow_remote: bool) -> None:
     parts = urllib.parse.urlsplit(address if "://" in address else f"tcp://{address}")
-    loopback = parts.hostname in {"localhost", "::1"} or (parts.hostname or "").startswith("127.")
-    if not (loopback or parts.scheme in {"tls", "inproc"} or allow_remote):
+    if not (_is_loopback(parts.hostname or "") or parts.scheme in {"tls", "inproc"} or allow_remote):
         raise UsageError(
             f"--scheduler {address}: Dask's protocol is code execution for whoever can reach it; use tls://, or say "
             "--allow-remote-scheduler if that network is yours alone"
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"  # 127.example.org is a name on the network
 
 
 def _dashboard(client: Any) -> str:

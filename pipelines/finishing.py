@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from curate.pipelines.passes import Job
 
 from curate.errors import VerificationError
 from curate.formats.datacomp import to_npy, uid_array
 from curate.formats.openclip import sizes
 from curate.formats.wids import WidsShard, wids_index
+from curate.pipelines.passes import Job
 from curate.receipts import Receipt, Store
 from curate.storage import canonical_json, leftovers, readable_json, remove, replace_file, sync_directory
 

@@ -13,14 +13,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
+from curate.errors import UsageError, VerificationError
 from curate.pipelines.accounting import Drawing, LedgerSpec, write_ledger
 from curate.pipelines.engine import Engine
 from curate.pipelines.planning import SuperBatch, plan_super_batches
 from curate.pipelines.scoring import ScoreSpec, score_shard
 from curate.pipelines.selecting import SelectSpec, select_super_batch
 from curate.pipelines.writing import Drawn, WriteSpec, write_shard
-
-from curate.errors import UsageError, VerificationError
 from curate.progress import progress
 from curate.receipts import Receipt, Store
 from curate.run_record import RunRecord

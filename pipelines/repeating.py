@@ -10,15 +10,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from curate.errors import UsageError
 from curate.pipelines import finishing, passes
 from curate.pipelines.engine import Mode, open_engine
 from curate.pipelines.finishing import Receipts
 from curate.pipelines.passes import Job
 from curate.pipelines.runner import drawn, local_output, select_and_write
-
-from curate.errors import UsageError
 from curate.receipts import Receipt, Store
-from curate.results import RunResult
+from curate.results import RunResult, check_tolerance
 from curate.run_record import RunRecord, read_run, refuse_foreign, repin_run
 from curate.selection.criteria import require_models
 from curate.settings import Criterion, Deduplicate, Loss, RunSettings, SelectSettings, WriteSettings, checked
@@ -51,14 +50,17 @@ def select(
     started = time.monotonic()
     source, target = local_output(output), local_output(to or output)
     record = read_run(source)
-    given = {"chunks": chunks, "criterion": criterion, "gain": gain, "loss": loss, "seed": seed}
-    given |= {"deduplicate": deduplicate, "super_batch": super_batch}
+    given = {
+        "chunks": chunks, "criterion": criterion, "gain": gain, "loss": loss, "seed": seed,
+        "deduplicate": deduplicate, "super_batch": super_batch,
+    }  # fmt: skip
     record = replace(record, settings=_reselected(source, record, given, keep, sub_batch))
-    if target != source:
-        _adopt_scores(source, target)
-    finishing.reopen(target)
-    repin_run(target, record)
     with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
+        # only now: an engine that is refused must not have cost the shards of the earlier selection
+        if target != source:
+            _adopt_scores(source, target)
+        finishing.reopen(target)
+        repin_run(target, record)
         job = Job(target, record, running, None, quiet)
         scored = stored_scores(job)
         selected = passes.select_pass(job, scored)
@@ -85,15 +87,16 @@ def write(
     """Write the shards of the selection stored in `output`, into it or into `to`, without a model."""
     started = time.monotonic()
     source, target = local_output(output), local_output(to or output)
+    check_tolerance(tolerance)
     record = read_run(source)
     if samples_per_shard is not None:
         write_settings = checked(WriteSettings, {"samples_per_shard": samples_per_shard})
         record = replace(record, settings=record.settings.model_copy(update={"write": write_settings}))
-    if target != source:
-        _adopt_scores(source, target)
-    finishing.reopen(target, keep=("score", "selection"))
-    repin_run(target, record)
     with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
+        if target != source:
+            _adopt_scores(source, target)
+        finishing.reopen(target, keep=("score", "selection"))
+        repin_run(target, record)
         job = Job(target, record, running, None, quiet)
         return select_and_write(job, stored_scores(job), tolerance, started)
 
@@ -126,9 +129,11 @@ def _reselected(
 
 def _default_selection(output: Path, record: RunRecord) -> dict[str, Any]:
     """What `curate score` would have taken, for an output that holds scores only."""
-    facts = next(Store.of(output).receipts("score")).facts["models"]
-    criterion = "learnability" if record.settings.score.learner else "easy-reference"
-    return SelectSettings(criterion=criterion, loss=facts["reference"]["loss"]).model_dump()
+    scored = next(iter(Store.of(output).receipts("score")), None)
+    if scored is None:
+        raise UsageError(f"{output}: no shard is scored yet; run the same `curate score` command again, it resumes")
+    criterion: Criterion = "learnability" if record.settings.score.learner else "easy-reference"
+    return SelectSettings(criterion=criterion, loss=scored.facts["models"]["reference"]["loss"]).model_dump()
 
 
 def _adopt_scores(source: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
@@ -11,6 +12,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from curate.errors import UsageError
+from curate.formats.openclip import train_command
 from curate.models.spec import parse_spec
 from curate.pipelines import finishing, passes
 from curate.pipelines.costing import Plan, plan_costs
@@ -18,11 +21,8 @@ from curate.pipelines.engine import Mode, available_cores, open_engine
 from curate.pipelines.finishing import Receipts
 from curate.pipelines.modelling import ModelChoice, choose_models
 from curate.pipelines.passes import Job
-
-from curate.errors import UsageError
-from curate.formats.openclip import train_command
 from curate.receipts import Receipt, Store
-from curate.results import RunResult, lost_shards, refuse_loss
+from curate.results import RunResult, check_tolerance, lost_shards, refuse_loss
 from curate.run_record import RunRecord, pin_run, refuse_foreign
 from curate.settings import (
     Criterion,
@@ -75,6 +75,7 @@ def score(
     """
     started = time.monotonic()
     path = local_output(output)
+    check_tolerance(tolerance)
     record, choice = plan_run(
         list_shards(shards),
         {"reference": reference, "learner": learner, "precision": precision, "batch_size": batch_size},
@@ -85,8 +86,8 @@ def score(
         loss,
     )
     cache = None if reference_cache is None else choice.check_cache(local_output(reference_cache))
-    prepare_output(path, record, overwrite=overwrite)
     with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
+        prepare_output(path, record, overwrite=overwrite)  # after the engine stands: a refusal leaves no trace
         job = Job(path, record, running, cache, quiet)
         announce(job)
         scored = passes.score_pass(job)
@@ -113,7 +114,8 @@ def plan(
     `values` are the other arguments of `score` that `RUN.json` pins: reference, learner, chunks, gain, ...
     """
     local_output(output)
-    of_score = {name: values.pop(name) for name in ("reference", "learner", "precision", "batch_size") if name in values}
+    score_names = ("reference", "learner", "precision", "batch_size")
+    of_score: dict[str, Any] = {name: values.pop(name) for name in score_names if name in values}
     of_select = drawn(keep, sub_batch, super_batch) | values
     of_write = {"samples_per_shard": samples_per_shard}
     record, choice = plan_run(list_shards(shards), of_score, of_select, of_write, criterion, loss)
@@ -158,7 +160,7 @@ def drawn(keep: float | None, sub_batch: int | None, super_batch: int) -> dict[s
 def local_output(output: str | PathLike[str]) -> Path:
     """The output directory as an absolute path."""
     text = str(output)
-    if "://" in text:
+    if re.match(r"[A-Za-z][\w+.-]+:/", text):  # a Path has already made one slash of two
         raise UsageError(f"{text}: outputs are written to a file system that is mounted here; sync the result afterwards")
     return Path(text).expanduser().absolute()
 

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from curate.pipelines.planning import SuperBatch
 from numpy.typing import NDArray
 
 from curate import duplicates, scores
+from curate.pipelines.planning import SuperBatch
 from curate.receipts import Attempt, Receipt, Store, Unit
 from curate.selection.joint import Draw, Pairs, draw_joint
 from curate.settings import SelectSettings

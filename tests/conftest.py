@@ -26,8 +26,8 @@ def make_checkpoint(
     import torch
 
     from curate.learner.checkpoint import save_checkpoint
+    from curate.models.build import build_untrained
     from curate.models.configs import PREPROCESS, with_loss
-    from curate.models.load import build_untrained
 
     architecture = with_loss(config or MINI, loss)
     module = build_untrained(architecture, seed=seed, preprocess=PREPROCESS)

@@ -20,7 +20,7 @@ _FRAMES: Final = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9,
 _PIXEL_CHUNKS: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 
 
-class ImageRejected(Exception):  # noqa: N818 - a verdict on a sample, not a failure
+class ImageRejected(Exception):  # a verdict on a sample, not a failure
     """The image cannot be used; `reason` is one of `curate.reasons`, `detail` is for people."""
 
     def __init__(self, reason: str, detail: str) -> None:

@@ -6,19 +6,18 @@ came about. They are written beside the target and moved there in one rename.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
-from curate.errors import StorageError, UsageError
+from curate.errors import UsageError
 from curate.models.spec import CONFIG_FILE, WEIGHTS_FILE
+from curate.storage import make_directory, readable_json, replace_directory, write_file
 
 TRAINING_FILE = "training.json"
 
@@ -50,53 +49,14 @@ def save_checkpoint(
     check_target(path, overwrite=overwrite)
     preprocess = {k: v for k, v in dict(module.visual.preprocess_cfg).items() if k != "size"}  # type: ignore[union-attr,arg-type]
     config = {"model_cfg": dict(architecture), "preprocess_cfg": preprocess}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    staging = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    except OSError as error:
-        raise StorageError(f"{path.parent} cannot be written ({error.strerror}); choose another place") from error
-    try:
-        _write_json(staging / CONFIG_FILE, config)
-        _write_json(staging / TRAINING_FILE, dict(training))
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-        save_file(state, staging / WEIGHTS_FILE, metadata={"format": "pt"})
-        _sync(staging / WEIGHTS_FILE)
-        staging.chmod(0o777 & ~_umask())
-        _replace(staging, path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written ({error.strerror or error}); nothing was left there") from error
+        make_directory(staging)
+        write_file(staging / CONFIG_FILE, readable_json(config))
+        write_file(staging / TRAINING_FILE, readable_json(dict(training)))
+        write_file(staging / WEIGHTS_FILE, save(state, metadata={"format": "pt"}))
+        replace_directory(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return path
-
-
-def _replace(staging: Path, path: Path) -> None:
-    """Move `staging` to `path`; an earlier checkpoint steps aside first, and comes back if the move fails."""
-    if not path.exists() or not any(path.iterdir()):
-        os.replace(staging, path)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-    os.replace(path, aside)
-    try:
-        os.replace(staging, path)
-    except BaseException:
-        os.replace(aside, path)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write_json(path: Path, record: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    # mkdtemp gives 0700; a checkpoint should be as readable as any file the user makes
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

@@ -47,8 +47,8 @@ class PairSource(Protocol):
 class CachedPairs:
     """All pairs in memory: uint8 `image_NCHW` and int64 `token_NT`."""
 
-    image_NCHW: Tensor  # noqa: N815 - shapes in names
-    token_NT: Tensor  # noqa: N815
+    image_NCHW: Tensor
+    token_NT: Tensor
 
     def __len__(self) -> int:
         return len(self.token_NT)
@@ -72,7 +72,7 @@ class StreamedPairs:
     """Pairs decoded again for each batch. Bad images are dropped from their batch, and counted once."""
 
     pointers: tuple[_Pointer, ...]
-    token_NT: Tensor  # noqa: N815
+    token_NT: Tensor
     rule: Preprocess
     pool: ThreadPoolExecutor
     bad: dict[int, str]

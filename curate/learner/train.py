@@ -29,9 +29,10 @@ from curate.learner.dataset import PairSource, Tokenize, open_pairs
 from curate.learner.evaluate import retrieval
 from curate.learner.losses import sigmoid_loss, softmax_loss
 from curate.learner.settings import TrainResult, TrainSettings
+from curate.models.build import build_untrained, tokenizer_of
 from curate.models.configs import CONFIGS, PREPROCESS, with_loss
 from curate.models.embed import plain_image, plain_text
-from curate.models.load import build_untrained, encoder_of, tokenizer_of
+from curate.models.load import encoder_of
 from curate.models.precision import choose_device, has_native_bf16
 from curate.models.preprocess import Preprocess
 from curate.models.spec import parse_spec

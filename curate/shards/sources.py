@@ -62,8 +62,8 @@ def expand_shards(patterns: Sequence[str | os.PathLike[str]], *, limit: int = 1_
 
     A pattern is a file, a directory (every *.tar below it), a glob, a brace pattern as webdataset and open_clip take
     them (`a/{00000..00099}.tar`), several of these joined by `::`, or a URL with a scheme of `SCHEMES`. An existing
-    path is taken literally. Raises UsageError for nothing found, the same shard twice, a scheme that is not allowed
-    or more than `limit` shards; ShardError for a file that is missing, is not a regular file or is compressed.
+    path is taken literally. Raises UsageError for nothing found, a file that is missing, the same shard twice, a scheme
+    that is not allowed or more than `limit` shards; ShardError for what is not a regular file or is compressed.
 
     Example: `expand_shards(["data/{00000..00002}.tar"])` gives three sources.
     """
@@ -196,6 +196,10 @@ def _unreadable(url: str, error: BaseException) -> ShardError:
     return ShardError(f"shard {url} cannot be read: {why}; check the path and the access rights")
 
 
+def _missing(url: str) -> UsageError:
+    return UsageError(f"shard {url}: there is no such file or directory; check the path and the pattern")
+
+
 def _stat(url: str) -> ShardSource:
     if _PACKED_NAME.search(urlsplit(url).path if "://" in url else url):
         raise ShardError(f"shard {url} is compressed; decompress it first, members are read by their offset")
@@ -207,6 +211,8 @@ def _stat(url: str) -> ShardSource:
 def _local_size(path: str) -> int:
     try:
         found = os.stat(path)
+    except FileNotFoundError:
+        raise _missing(path) from None
     except OSError as error:
         raise _unreadable(path, error) from error
     if not stat.S_ISREG(found.st_mode):
@@ -217,6 +223,8 @@ def _local_size(path: str) -> int:
 def _remote_stat(url: str, system: Any, path: str) -> ShardSource:
     try:
         info = system.info(path)
+    except FileNotFoundError:
+        raise _missing(url) from None
     except Exception as error:
         raise _unreadable(url, error) from error
     if info.get("size") is None:

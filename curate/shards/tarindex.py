@@ -63,7 +63,7 @@ class TarIndex:
     flaw: Flaw | None
 
 
-class _Broken(Exception):  # noqa: N818 - control flow, not a failure
+class _Broken(Exception):  # control flow, not a failure
     """Carries the flaw out of the parser; never leaves this module."""
 
     def __init__(self, flaw: Flaw) -> None:

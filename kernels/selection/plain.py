@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from curate.kernels.selection import Loss, Side, check_sides, compute_dtype, own_scores
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from curate.kernels.selection import Loss, Side, check_sides, compute_dtype, own_scores
 
 # B candidates, C newly chosen, D width
 

@@ -1,4 +1,4 @@
-"""The scores of joint selection, streamed: a tile of 512 candidates x 256 chosen per thread, nothing larger.
+"""The scores of joint selection, streamed: a tile of 1,024 candidates x 128 chosen per thread, nothing larger.
 
 A tile holds both directions (candidate images with chosen texts, candidate texts with chosen images). The pair loss is
 applied and reduced inside the tile, the models are subtracted, and only then does the sum enter an fp64 accumulator
@@ -9,7 +9,7 @@ The same bits for any number of threads and any order of the caller's rows: tile
 sizes, one thread with one intra-op thread computes a tile, and a block of candidates adds its tiles in the order of
 the chosen.
 
-Cost per element of a tile, 512 wide, one core of an AVX2 EPYC: 15-16 ns matrix product, 3 ns sigmoid, 2 ns softmax.
+Cost per element of a tile, D = 512, one core of an AVX2 EPYC: 15-16 ns matrix product, 3 ns sigmoid, 2 ns softmax.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
-from curate.kernels.selection import Loss, Side, check_sides, compute_dtype, own_scores
 from torch import Tensor
 
+from curate.kernels.selection import Loss, Side, check_sides, compute_dtype, own_scores
+
 # B candidates, n a block of them, c newly chosen, k a block of those, D width, S sides, 2 directions
-CANDIDATES_PER_TILE = 512
-CHOSEN_PER_TILE = 256
+CANDIDATES_PER_TILE = 1024
+CHOSEN_PER_TILE = 128
 _OWN_BLOCK = 128  # rows of fp64 that stay in a core's second-level cache while a pair is compared with itself
 _FOLDS = 3  # products of 2**3 factors, each in (1, 2]: they cannot overflow in any dtype
 
+T = TypeVar("T")
 Chosen = tuple[tuple[Tensor, ...], ...]  # texts, images; each in blocks [k, D]
 
 # One pool at a time: torch keeps one process-wide default of intra-op threads, which we lower and put back.
@@ -81,11 +84,38 @@ class Scratch:
             flat = self._flat[name, dtype] = torch.empty(count, dtype=dtype)
         return flat[:count].view(shape)
 
-    def rows(self, name: str, tensor_BD: Tensor, rows_n: Tensor, dtype: torch.dtype) -> Tensor:
-        """Rows of an embedding, gathered, then widened to `dtype` if need be."""
-        shape = (len(rows_n), tensor_BD.shape[1])
-        stored_nD = torch.index_select(tensor_BD, 0, rows_n, out=self.take(name, shape, tensor_BD.dtype))
-        return stored_nD if tensor_BD.dtype == dtype else self.take(name, shape, dtype).copy_(stored_nD)
+
+class Block:
+    """Candidates that still stand, side by side in memory: a gather per chunk would cost a sixth of the whole draw.
+
+    Rows that are drawn are overwritten by rows from the end, so a block stays contiguous at the price of moving as many
+    rows as were drawn; where a row lies depends on what was drawn before and on nothing else.
+    """
+
+    def __init__(self, sides: Sequence[Side], rows_n: Tensor, dtype: torch.dtype) -> None:
+        self._rows_n = rows_n.clone()
+        self._sides = [tuple(tensor_BD[rows_n].to(dtype) for tensor_BD in (s.image_BD, s.text_BD)) for s in sides]
+        self._count = len(rows_n)
+
+    @property
+    def rows(self) -> Tensor:
+        """The caller's numbers of the rows, int64 [n]."""
+        return self._rows_n[: self._count]
+
+    def pair(self, side: int) -> tuple[Tensor, Tensor]:
+        """Image and text embeddings of the rows, [n, D] each."""
+        image_nD, text_nD = self._sides[side]
+        return image_nD[: self._count], text_nD[: self._count]
+
+    def drop(self, gone_B: Tensor) -> None:
+        """Leave out the rows that are marked."""
+        stands_n = ~gone_B[self.rows]
+        count = int(stands_n.sum())
+        holes = (~stands_n[:count]).nonzero().flatten()
+        movers = stands_n[count:].nonzero().flatten() + count
+        for tensor in (self._rows_n, *(tensor_nD for pair in self._sides for tensor_nD in pair)):
+            tensor[holes] = tensor[movers]
+        self._count = count
 
 
 class TiledPairs:
@@ -98,7 +128,8 @@ class TiledPairs:
         check_sides(sides, loss, order_B)
         self._sides, self._loss, self._threads = tuple(sides), loss, threads
         self._dtype = compute_dtype(sides)
-        self._standing = order_B
+        blocks = order_B.split(CANDIDATES_PER_TILE)
+        self._blocks = [Block(self._sides, rows_n, self._dtype) for rows_n in blocks]
         self._own_B = torch.zeros(len(order_B), dtype=torch.float64)
         each_on_one_core(self._fill_own, order_B.split(_OWN_BLOCK), threads)
         self._score_B: Tensor = self._own_B.clone()
@@ -114,16 +145,16 @@ class TiledPairs:
             return
         gone_B = torch.zeros(len(self._own_B), dtype=torch.bool)
         gone_B[chosen_c] = True
-        self._standing = self._standing[~gone_B[self._standing]]
         chosen = [self._scaled_chosen(side, chosen_c) for side in self._sides]
         add = self._add_sigmoid if self._loss == "sigmoid" else self._add_softmax
 
-        def work(rows_n: Tensor) -> None:
+        def work(block: Block) -> None:
+            block.drop(gone_B)
             scratch = self._idle.pop() if self._idle else Scratch()
-            add(rows_n, chosen, scratch)
+            add(block, chosen, scratch)
             self._idle.append(scratch)
 
-        each_on_one_core(work, self._standing.split(CANDIDATES_PER_TILE), self._threads)
+        each_on_one_core(work, self._blocks, self._threads)
 
     def scores(self) -> Tensor:
         """fp64 [B]; see `PairKernel`."""
@@ -140,21 +171,19 @@ class TiledPairs:
             for tensor_BD in (side.text_BD, side.image_BD)
         )
 
-    def _tiles(self, side: Side, rows_n: Tensor, chosen: Chosen, scratch: Scratch) -> Iterator[Tensor]:
+    def _tiles(self, block: Block, side: int, chosen: Chosen, scratch: Scratch) -> Iterator[Tensor]:
         """Scaled similarities [2, k, n], tile by tile: chosen texts with candidate images, then the other way round."""
-        image_nD = scratch.rows(f"image {id(side)}", side.image_BD, rows_n, self._dtype)
-        text_nD = scratch.rows(f"text {id(side)}", side.text_BD, rows_n, self._dtype)
+        image_nD, text_nD = block.pair(side)
         for text_kD, image_kD in zip(*chosen, strict=True):
-            x_2kn = scratch.take("tile", (2, len(text_kD), len(rows_n)), self._dtype)
+            x_2kn = scratch.take("tile", (2, len(text_kD), len(image_nD)), self._dtype)
             torch.mm(text_kD, image_nD.T, out=x_2kn[0])
             torch.mm(image_kD, text_nD.T, out=x_2kn[1])
             yield x_2kn
 
-    def _add_sigmoid(self, rows_n: Tensor, chosen: Sequence[Chosen], scratch: Scratch) -> None:
+    def _add_sigmoid(self, block: Block, chosen: Sequence[Chosen], scratch: Scratch) -> None:
+        rows_n = block.rows
         sum_n = self._sum[rows_n]
-        streams = [
-            self._tiles(side, rows_n, of_side, scratch) for side, of_side in zip(self._sides, chosen, strict=True)
-        ]
+        streams = [self._tiles(block, side, of_side, scratch) for side, of_side in enumerate(chosen)]
         for _ in chosen[0][0]:
             gap_n = torch.zeros_like(sum_n)
             for side, stream in zip(self._sides, streams, strict=True):
@@ -164,11 +193,12 @@ class TiledPairs:
         self._sum[rows_n] = sum_n
         self._score_B[rows_n] = self._own_B[rows_n] + sum_n
 
-    def _add_softmax(self, rows_n: Tensor, chosen: Sequence[Chosen], scratch: Scratch) -> None:
+    def _add_softmax(self, block: Block, chosen: Sequence[Chosen], scratch: Scratch) -> None:
+        rows_n = block.rows
         sum_nS22, given_n = self._sum[rows_n], torch.zeros(len(rows_n), dtype=torch.float64)
         for index, (side, of_side) in enumerate(zip(self._sides, chosen, strict=True)):
             running_22n = sum_nS22[:, index].movedim(0, -1)
-            for x_2kn in self._tiles(side, rows_n, of_side, scratch):
+            for x_2kn in self._tiles(block, index, of_side, scratch):
                 for running_2n, x_kn in zip(running_22n, x_2kn, strict=True):
                     merge_log_sum_exp(running_2n, *log_sum_exp_pair(x_kn))
             given_n += side.weight * (running_22n[:, 0] + running_22n[:, 1].log()).mean(0)
@@ -176,7 +206,7 @@ class TiledPairs:
         self._score_B[rows_n] = self._own_B[rows_n] + given_n
 
 
-def each_on_one_core(work: Callable[[Tensor], None], blocks: Sequence[Tensor], threads: int) -> None:
+def each_on_one_core(work: Callable[[T], None], blocks: Sequence[T], threads: int) -> None:
     """Run `work` on every block, one core each, and leave torch's number of intra-op threads as the caller had it.
 
     The lowering happens inside the workers, since the setting of a thread that exists is its own; what is shared is the

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from curate.kernels.selection import Side
-from curate.kernels.selection.plain import PlainPairs
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
+from curate.kernels.selection import Side
+from curate.kernels.selection.plain import PlainPairs
 from curate.selection.joint import Draw, Pairs, canonical_order, draw_joint, draw_with
 from curate.selection.noise import gumbel
 

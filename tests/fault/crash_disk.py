@@ -8,12 +8,15 @@ is there or is not, whatever came before or after it, and bytes that were not sy
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+from curate.storage import LOCAL
 
 
 class PowerCut(BaseException):
@@ -99,6 +102,8 @@ class CrashDisk:
         self.step(f"rename {old.name} {new.name}")
         os.replace(old, new)
         inode = self._find(old)
+        if self._find(new.parent).visible.get(new.name) is inode:
+            return  # two names of one file: POSIX does nothing
         if old.parent == new.parent:
             self._find(new.parent).pending.append(((old.name, None), (new.name, inode)))
         else:
@@ -181,3 +186,16 @@ LOSSES: tuple[dict[str, Any], ...] = (
     {"names": "all", "content": "all"},  # the process was killed, the machine was not
     *({"names": "some", "content": "some", "seed": seed} for seed in range(6)),
 )
+
+
+@contextlib.contextmanager
+def installed(disk: CrashDisk) -> Iterator[CrashDisk]:
+    """Let every module that writes to the local disk write to `disk`, inside the block."""
+    names = ("create", "sync", "sync_directory", "rename", "link", "unlink", "make_directory")
+    for name in names:
+        setattr(LOCAL, name, getattr(disk, name))
+    try:
+        yield disk
+    finally:
+        for name in names:
+            delattr(LOCAL, name)

@@ -33,15 +33,11 @@ for path in sorted((root / "curate").rglob("*.py")):
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """Both distributions; the wheel was built from the sdist."""
+    """Both distributions of the checkout, and the wheel that its sdist gives."""
 
     wheel: Path
     sdist: Path
-
-    @property
-    def in_wheel(self) -> set[str]:
-        with zipfile.ZipFile(self.wheel) as archive:
-            return set(archive.namelist())
+    again: Path
 
     @property
     def in_sdist(self) -> set[str]:
@@ -49,14 +45,28 @@ class Built:
             return {name.partition("/")[2] for name in archive.getnames()}
 
 
+def in_wheel(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def build(source: Path, target: str, folder: Path) -> Path:
+    """Build with hatchling itself, as pip would have it do, but without an environment of its own."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (made,) = folder.iterdir()
+    return made
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
-    return Built(wheel, sdist)
+    sdist = build(ROOT, "sdist", folder / "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "source", filter="data")
+    (source,) = (folder / "source").iterdir()
+    return Built(build(ROOT, "wheel", folder / "wheel"), sdist, build(source, "wheel", folder / "again"))
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +91,15 @@ def test_the_wheel_carries_the_three_floors_as_one_package(built: Built) -> None
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "curate").rglob("*.py")} | {"curate/py.typed"}
     for floor in ("kernels", "pipelines"):
         expected |= {f"curate/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / floor).rglob("*.py")}
-    assert {name for name in built.in_wheel if name.startswith("curate/")} == expected
-    (information,) = {name.split("/")[0] for name in built.in_wheel} - {"curate"}
+    assert {name for name in in_wheel(built.wheel) if name.startswith("curate/")} == expected
+    (information,) = {name.split("/")[0] for name in in_wheel(built.wheel)} - {"curate"}
     assert information.startswith("curate_multimodal-")
     assert information.endswith(".dist-info")
+
+
+def test_the_sdist_gives_the_same_wheel(built: Built) -> None:
+    """A wheel built from the sdist carries the same files as one built from the checkout."""
+    assert in_wheel(built.again) == in_wheel(built.wheel)
 
 
 def test_the_sdist_carries_source_tests_and_examples_only(built: Built) -> None:
@@ -92,7 +107,8 @@ def test_the_sdist_carries_source_tests_and_examples_only(built: Built) -> None:
     needed = {"pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt", "curate/__init__.py"}
     needed |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")}
     assert needed - built.in_sdist == set()
-    assert {name for name in built.in_sdist if "__pycache__" in name or name.endswith((".pyc", ".tar", ".parquet"))} == set()
+    left = {name for name in built.in_sdist if "__pycache__" in name or name.endswith((".pyc", ".tar", ".parquet"))}
+    assert left == set()
     assert {name.split("/")[0] for name in built.in_sdist} & {"demo", ".venv", "shared", "dist", ".git"} == set()
 
 

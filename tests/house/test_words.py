@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-IGNORED = {".git", ".venv", "__pycache__", ".hypothesis", ".pytest_cache", ".mypy_cache", ".ruff_cache", "dist", "build"}
+IGNORED = {".git", ".venv", ".hypothesis", ".pytest_cache", ".mypy_cache", ".ruff_cache", "__pycache__", "dist"}
 # A home or a working directory of whoever wrote the file; the brackets keep these lines from finding themselves.
 MACHINE = re.compile(r"/(?:home|Users)/[a-z]|/(?:root|work|mnt|scratch)[/]\w|/tmp/\w{1,2}[/]|[A-Z]:\\Users")
 MARKERS = re.compile(r"\b(?:TO[D]O|FIX[M]E|XX[X]|HA[C]K)\b")
@@ -54,9 +54,11 @@ def test_no_file_has_a_marker_of_unfinished_work() -> None:
     assert [where for where, line in lines() if MARKERS.search(line)] == []
 
 
-@pytest.mark.parametrize(
-    "line", ["open('/ho" + "me/ada/x')", "cd /ro" + "ot/curate", "/Us" + "ers/ada", "/tm" + "p/w/v", "# TO" + "DO", "# XX" + "X"]
-)
+# In pieces, so that this file passes its own test.
+SAMPLES = ["open('/ho" + "me/ada/x')", "cd /ro" + "ot/curate", "/Us" + "ers/ada", "/tm" + "p/w/v", "# TO" + "DO", "# XX" + "X"]
+
+
+@pytest.mark.parametrize("line", SAMPLES)
 def test_the_patterns_find_what_they_are_for(line: str) -> None:
     """Each kind of word that is forbidden would be found."""
     assert MACHINE.search(line) or MARKERS.search(line)

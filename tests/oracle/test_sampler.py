@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from curate.kernels.selection import Side
 from curate.kernels.selection.plain import PlainPairs
 from curate.kernels.selection.tiled import TiledPairs, softplus_sums
-from torch import Tensor
-
 from curate.selection import joint
 from curate.selection.criteria import CRITERIA, LOSSES
 from curate.selection.joint import Draw, Pairs, draw_joint, draw_with

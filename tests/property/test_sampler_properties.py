@@ -7,11 +7,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from curate.kernels.selection import Side
-from curate.kernels.selection.tiled import TiledPairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curate.kernels.selection import Side
+from curate.kernels.selection.tiled import TiledPairs
 from curate.selection.criteria import CRITERIA, LOSSES
 from curate.selection.joint import Draw, Pairs, draw_joint, draw_with
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from curate.errors import StorageError, UsageError
-from curate.learner import checkpoint
 from curate.learner.checkpoint import save_checkpoint
+from curate.models.build import build_untrained
 from curate.models.configs import PREPROCESS
-from curate.models.load import build_untrained, load_model
+from curate.models.load import load_model
 from tests.conftest import MINI, make_checkpoint
 
 FOREIGN = """
@@ -93,7 +93,7 @@ def test_interrupted_save_leaves_the_old_one(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr("curate.storage.LOCAL.sync", fail)
     with pytest.raises(StorageError if isinstance(error, OSError) else KeyboardInterrupt):
         save(path, overwrite=True)
     assert names(tmp_path) == ["model"]

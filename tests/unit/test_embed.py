@@ -17,9 +17,10 @@ from torch.nn import functional
 
 from curate.errors import CurateWarning
 from curate.models import towers
+from curate.models.build import build_untrained
 from curate.models.configs import PREPROCESS
 from curate.models.embed import DualEncoder
-from curate.models.load import build_untrained, encoder_of, load_model
+from curate.models.load import encoder_of, load_model
 from tests.conftest import MINI
 
 CAPTIONS = ["", "a red circle", "two small blue squares on a beige ground, next to one large star", "x " * 50, "green"]

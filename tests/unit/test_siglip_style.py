@@ -11,9 +11,10 @@ import torch
 from torch.nn import functional
 
 from curate.learner.checkpoint import save_checkpoint
-from curate.models.load import build_untrained, load_model
+from curate.models.build import build_untrained
+from curate.models.load import load_model
 
-WORDS = "a photo of red blue circle square two three dogs on the beach".split()
+WORDS = ["a", "photo", "of", "red", "blue", "circle", "square", "two", "three", "dogs", "on", "the", "beach"]
 
 
 @pytest.fixture(scope="module")

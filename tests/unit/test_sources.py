@@ -103,8 +103,8 @@ def test_limit(folder: Path) -> None:
 
 
 def test_missing_files_are_named(folder: Path) -> None:
-    """A missing file, in a brace pattern too, is a ShardError with its path."""
-    with pytest.raises(ShardError, match=r"00007\.tar"):
+    """A missing file, in a brace pattern too, is a UsageError with its path."""
+    with pytest.raises(UsageError, match=r"00007\.tar"):
         names([f"{folder}/{{00000,00007}}.tar"])
 
 
@@ -201,7 +201,7 @@ def test_remote_shards_are_spooled_and_cleaned_up(tmp_path: Path) -> None:
     memory.pipe({"/remote/00000.tar": b"zero" * 301})
     with pytest.raises(ShardError, match="changed"), open_shard(found[0], spool_dir=tmp_path):
         pass
-    with pytest.raises(ShardError, match=r"00009\.tar"):
+    with pytest.raises(UsageError, match=r"00009\.tar"):
         names(["memory://remote/00009.tar"])
 
 

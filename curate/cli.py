@@ -448,7 +448,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}; check the path and the disk", 1)
+        where = error.filename or "input or output"
+        return _fail(f"{where}: {error.strerror or error}; check the path and the disk", 1)
 
 
 def _fail(message: str, code: int) -> int:

@@ -8,9 +8,8 @@ say so.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from itertools import accumulate
@@ -20,7 +19,7 @@ from curate.errors import ShardError
 from curate.images.decode import ImageHeader, ImageRejected, decode_rgb, read_header
 from curate.shards.captions import read_caption
 from curate.shards.samples import SampleEntry, extension, group_samples
-from curate.shards.sources import ShardSource, expand_shards, open_shard
+from curate.shards.sources import Patterns, ShardSource, expand_shards, open_shard
 from curate.shards.tarindex import Flaw, TarIndex, index_tar
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ class Inspection:
         return plain
 
 
-def inspect_shards(patterns: Sequence[str | os.PathLike[str]], *, decode: bool = False) -> Inspection:
+def inspect_shards(patterns: Patterns, *, decode: bool = False) -> Inspection:
     """Inspect the shards that `patterns` name (see `expand_shards`); `decode=True` also decodes every image.
 
     A shard that cannot be opened is a row with an `error`, not an exception; patterns that name nothing raise as in

@@ -52,7 +52,8 @@ def status_of(reason: str) -> str:
 def ledger_files(output: Path) -> list[Path]:
     """The ledger's files of an output directory, one per input shard in the order the shards were named."""
     found = (Path(output) / "_curate" / "ledger").glob("*.parquet")
-    files = sorted((file for file in found if len(file.stem) < 32), key=lambda file: int(file.stem))  # 32: not published
+    published = (file for file in found if len(file.stem) < 32)  # 32: named by its digest, not published yet
+    files = sorted(published, key=lambda file: int(file.stem))
     if not files:
         raise UsageError(f"{output}: no ledger there yet; `curate score` or `curate write` makes it")
     return files

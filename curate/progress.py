@@ -46,7 +46,8 @@ class PlainLines:
         left = (self._total - self._done) / rate if rate > 0 else float("inf")
         times = f", {left:.0f} s left" if left != float("inf") and left > 0 else ""
         note = f", {self._note}" if self._note else ""
-        return f"{self._title} {self._done:,.0f}/{self._total:,.0f} {self._unit}, {rate:,.0f} {self._unit}/s{times}{note}"
+        done = f"{self._title} {self._done:,.0f}/{self._total:,.0f} {self._unit}"
+        return f"{done}, {rate:,.0f} {self._unit}/s{times}{note}"
 
     def close(self) -> None:
         self._write(self.line(time.monotonic()))

@@ -22,7 +22,6 @@ QUARANTINED: Final = {
     "tar-truncated": "the shard ends inside this sample",
     "tar-damaged": "the shard cannot be read from this sample on",
     "key-duplicate": "a sample with this key came earlier in the shard",
-    "member-duplicate": "two members of the sample have the same extension",
     "member-refused": "its image is a link, a device, a sparse file, or has an unsafe name",
     "image-missing": "no member ends in jpg, jpeg, png, webp or gif",
     "image-empty": "the image has no bytes",
@@ -33,7 +32,6 @@ QUARANTINED: Final = {
     "caption-empty": "the caption has no visible character",
     "caption-encoding": "the caption is not UTF-8",
     "caption-too-long": "the caption is longer than the limit",
-    "decoder-crash": "decoding this sample killed the process",
 }
 
 REASONS: Final = {**KEPT, **DROPPED, **QUARANTINED}

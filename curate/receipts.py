@@ -65,9 +65,7 @@ class Receipt:
     facts: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        outputs = [
-            {"path": o.path, "sha256": o.sha256, "size": o.size, "published": o.published} for o in self.outputs
-        ]
+        outputs = [{"path": o.path, "sha256": o.sha256, "size": o.size, "published": o.published} for o in self.outputs]
         return {"schema": 1, "unit": self.unit, "stage": self.stage, "outputs": outputs, "facts": self.facts}
 
     @classmethod

@@ -61,7 +61,8 @@ def render_plan(plan: Any, console: Console) -> None:
     flops = ", ".join(f"{name} {amount(value, 'FLOP')}" for name, value in plan.flops.items() if name != "total")
     rows = {
         "samples": f"{plan.samples:,} in {plan.shards} shards, {plan.quarantined:,} cannot be used",
-        "super-batches": f"{plan.super_batches} of up to {plan.super_batch:,}, up to {plan.sub_batch:,} drawn from each",
+        "super-batches": f"{plan.super_batches} of up to {plan.super_batch:,}, "
+        f"up to {plan.sub_batch:,} drawn from each",
         "selected": f"{plan.selected:,}",
         "compute": f"{amount(plan.flops['total'], 'FLOP')} ({flops})",
         "factor": f"{plan.factor:.2f} x plain training of {plan.factor_of} on the selected samples, scoring counted",

@@ -60,7 +60,7 @@ def refuse_loss(lost: Sequence[str], tolerance: float, output: Path) -> None:
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise LossAboveTolerance(
-            f"{len(lost)} shards lost more than --tolerance {tolerance:g}, or an unknown part: {'; '.join(lost[:3])}{more}. "
-            f"What is good was written, without SUCCESS.json; every lost sample is in the ledger "
-            f"(curate explain {output} KEY). Mend the shards, or accept the loss with --tolerance 1"
+            f"{len(lost)} shards lost more than --tolerance {tolerance:g}, or an unknown part: "
+            f"{'; '.join(lost[:3])}{more}. What is good was written, without SUCCESS.json; every lost sample is in the "
+            f"ledger (curate explain {output} KEY). Mend the shards, or accept the loss with --tolerance 1"
         )

@@ -40,7 +40,9 @@ def read_run(output: Path) -> RunRecord:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UsageError(f"{output}: no run there ({path} is missing); `curate score SHARDS -o {output}` makes one") from None
+        raise UsageError(
+            f"{output}: no run there ({path} is missing); `curate score SHARDS -o {output}` makes one"
+        ) from None
     except ValueError as error:
         raise UsageError(f"{path} is not readable ({error}); it was not written by curate") from error
     inputs = tuple(ShardSource(**source) for source in value["inputs"])
@@ -57,8 +59,8 @@ def pin_run(output: Path, record: RunRecord) -> None:
     differences = list(_differences(read_run(output).as_json(), record.as_json()))
     if differences:
         raise RunMismatch(
-            f"{output} belongs to another run: {'; '.join(differences[:6])}. Choose another directory, add --overwrite, "
-            "or use `curate select` to draw anew from the same scores"
+            f"{output} belongs to another run: {'; '.join(differences[:6])}. Choose another directory, "
+            "add --overwrite, or use `curate select` to draw anew from the same scores"
         )
 
 

@@ -47,9 +47,7 @@ def spread(embedding_MD: NDArray[np.float32], readable_N: NDArray[np.bool_]) -> 
     return pa.Array.from_buffers(packed.type, len(packed), [validity, packed.buffers()[1]])
 
 
-def score_rows(
-    samples: Sequence[Sample], towers: Mapping[str, pa.Array], models: Mapping[str, PairModel]
-) -> pa.Table:
+def score_rows(samples: Sequence[Sample], towers: Mapping[str, pa.Array], models: Mapping[str, PairModel]) -> pa.Table:
     """One row per sample; `towers` has the columns of `spread`, by name."""
     columns: dict[str, Any] = {
         "sample_id": [s.entry.sample_id for s in samples],

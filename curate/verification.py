@@ -26,6 +26,8 @@ from curate.shards.sources import open_shard, shard_digest
 from curate.shards.tarindex import index_tar
 from curate.storage import file_digest
 
+STATUSES = ("kept", "dropped", "quarantined")
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -95,7 +97,9 @@ def _manifest(output: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UsageError(f"{output}: the run has not finished ({path} is missing); run the same command again") from None
+        raise UsageError(
+            f"{output}: the run has not finished ({path} is missing); run the same command again"
+        ) from None
     return manifest
 
 
@@ -106,7 +110,7 @@ def _finished(output: Path, manifest: dict[str, Any]) -> str:
 
 
 def _accounting(output: Path, record: RunRecord, manifest: dict[str, Any]) -> str:
-    """in = kept + dropped + quarantined for every input shard, each row with a reason, and the manifest says the same."""
+    """in = kept + dropped + quarantined for every input shard, each row with a reason; the manifest says the same."""
     files = ledger_files(output)
     if len(files) != len(record.inputs):
         raise _Mismatch(f"{len(record.inputs)} input shards, {len(files)} ledger files")
@@ -114,14 +118,14 @@ def _accounting(output: Path, record: RunRecord, manifest: dict[str, Any]) -> st
     for file, known in zip(files, manifest["inputs"], strict=True):
         table = pq.read_table(file, columns=["status", "reason", "ordinal"])
         statuses = Counter(table["status"].to_pylist())
-        if len(table) != known["rows"] or any(statuses[name] != known[name] for name in ("kept", "dropped", "quarantined")):
+        if len(table) != known["rows"] or any(statuses[name] != known[name] for name in STATUSES):
             raise _Mismatch(f"{file.name}: {dict(statuses)} of {len(table)} rows, the manifest says {known}")
         if table["reason"].null_count or table["ordinal"].to_pylist() != list(range(len(table))):
             raise _Mismatch(f"{file.name}: a row without a reason, or rows missing")
         totals.update(statuses)
-    if any(totals[name] != manifest["counts"][name] for name in ("kept", "dropped", "quarantined")):
+    if any(totals[name] != manifest["counts"][name] for name in STATUSES):
         raise _Mismatch(f"the ledger counts {dict(totals)}, the manifest {manifest['counts']}")
-    return f"{totals['kept']} kept + {totals['dropped']} dropped + {totals['quarantined']} quarantined = {totals.total()}"
+    return " + ".join(f"{totals[name]} {name}" for name in STATUSES) + f" = {totals.total()}"
 
 
 def _inputs(record: RunRecord, manifest: dict[str, Any]) -> str:

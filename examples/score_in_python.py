@@ -2,7 +2,8 @@
 
     python examples/score_in_python.py CLEAN_SHARD POOL_SHARDS...
 
-Each call is the twin of a verb of the command line. Takes a minute on a few hundred samples; the result is in ./filtered.
+Each call is the twin of a verb of the command line. Takes a minute on a few hundred samples; the result is in
+./filtered.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python examples/selection_view.py OUT SHARDS...
 
-`SelectionView` is a map-style dataset in selection order; the shards may lie elsewhere than when they were scored, and a
-shard whose bytes have changed since is refused. Prints the first samples and how much was left unread.
+`SelectionView` is a map-style dataset in selection order; the shards may lie elsewhere than when they were scored, and
+a shard whose bytes have changed since is refused. Prints the first samples and how much was left unread.
 """
 
 from __future__ import annotations

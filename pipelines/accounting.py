@@ -89,4 +89,5 @@ def _ledger_row(spec: LedgerSpec, scored: dict[str, Any], drawn: dict[str, Any] 
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    return {item["values"]: item["counts"] for item in sorted(column.value_counts().to_pylist(), key=lambda i: i["values"])}
+    counted = sorted(column.value_counts().to_pylist(), key=lambda item: item["values"])
+    return {item["values"]: item["counts"] for item in counted}

@@ -99,7 +99,7 @@ def _entries(source: ShardSource) -> list[SampleEntry]:
 def _probe(
     record: RunRecord, entries: list[list[SampleEntry]], models: dict[str, DualEncoder]
 ) -> tuple[float, int, float]:
-    """(samples per second on one core, samples probed, mean caption tokens) of one batch, warmed up by a few samples."""
+    """(samples per second on one core, samples probed, mean caption tokens) of one batch, after a few to warm up."""
     limits = ReadLimits(min_side=max((model.min_side for model in models.values()), default=None))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

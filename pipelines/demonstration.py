@@ -137,7 +137,8 @@ def render_demonstration(result: Demonstration, console: Console) -> None:
 
 def _verdict(verification: Verification) -> str:
     failed = [check.name for check in verification.checks if check.ok is False]
-    return f"NO, see {', '.join(failed)}" if failed else ", ".join(check.name for check in verification.checks if check.ok)
+    passed = [check.name for check in verification.checks if check.ok]
+    return f"NO, see {', '.join(failed)}" if failed else ", ".join(passed)
 
 
 def _prepared(path: Path, *, overwrite: bool) -> Path:

@@ -1,4 +1,4 @@
-"""Where units of work run: inline, on an embedded Dask with threads, on processes of this machine, on a given scheduler.
+"""Where units of work run: inline, on an embedded Dask with threads, on processes of this machine, on a scheduler.
 
 A unit is `function(spec) -> receipt` and knows nothing of Dask; the ledger is the truth, so engines can be exchanged.
 A client-side window of futures (twice the worker threads) keeps the scheduler's memory bounded whatever the input.
@@ -144,7 +144,7 @@ def _given(address: str, allow_remote: bool) -> Iterator[OnDask]:
     with client:
         slots = client.nthreads()
         if not slots:
-            raise UsageError(f"--scheduler {address}: the scheduler has no workers yet; start some, then run this again")
+            raise UsageError(f"--scheduler {address}: it has no workers yet; start some, then run this again")
         total = sum(slots.values())
         description = f"Dask at {address}, {len(slots)} workers, {total} threads{_dashboard(client)}"
         yield OnDask(client, 2 * total, 1, description)

@@ -58,6 +58,7 @@ def reopen(output: Path, *, keep: tuple[str, ...] = ("score",)) -> None:
             remove(path)
     for path in leftovers(output):
         remove(path)
+    sync_directory(output)  # else the next run, of fewer shards, could find the last ones of this one beside its own
     for path in (root / "commits").glob("*.json"):
         if path.stem.partition("-")[0] not in keep:
             remove(path)
@@ -69,7 +70,8 @@ def check_accounting(receipts: Receipts) -> dict[str, int]:
     for scored, ledger in zip(receipts.scored, receipts.ledger, strict=True):
         statuses = ledger.facts["status"]
         if scored.facts["rows"] != sum(statuses.values()) or set(statuses) - set(STATUSES):
-            raise VerificationError(f"{scored.facts['shard']}: {scored.facts['rows']} samples came in, ledger has {statuses}")
+            came = f"{scored.facts['shard']}: {scored.facts['rows']} samples came in"
+            raise VerificationError(f"{came}, the ledger has {statuses}")
         totals.update(statuses)
     counts = {"in": sum(totals.values())} | {status: totals[status] for status in STATUSES}
     written = sum(receipt.facts["samples"] for receipt in receipts.written)

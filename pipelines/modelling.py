@@ -35,8 +35,8 @@ class ModelChoice:
         differences = self.models["reference"].identity.differences(stored)
         if differences:
             raise CacheMismatch(
-                f"--reference-cache {cache} was made by {stored.name}, not by this reference: {'; '.join(differences)}. "
-                "Leave the option out to embed anew"
+                f"--reference-cache {cache} was made by {stored.name}, not by this reference: "
+                f"{'; '.join(differences)}. Leave the option out to embed anew"
             )
         return cache
 
@@ -60,7 +60,9 @@ def _settle_loss(models: dict[str, DualEncoder], loss: str) -> Loss:
     if loss == "auto":
         if len(set(own.values())) > 1:
             described = ", ".join(f"the {role} with {name}" for role, name in own.items())
-            raise UsageError(f"the models were trained with different losses ({described}); say --loss sigmoid or softmax")
+            raise UsageError(
+                f"the models were trained with different losses ({described}); say --loss sigmoid or softmax"
+            )
         return own["reference"]
     check_loss(loss)
     for role, name in own.items():

@@ -48,9 +48,10 @@ class Job:
 
 def score_pass(job: Job) -> list[Receipt]:
     """Score every input shard; receipts in the order of the inputs."""
+    record = job.record
     specs = [
-        ScoreSpec(job.output, source, job.record.settings.score, job.record.models, job.engine.threads_per_unit, job.cache)
-        for source in job.record.inputs
+        ScoreSpec(job.output, source, record.settings.score, record.models, job.engine.threads_per_unit, job.cache)
+        for source in record.inputs
     ]
     megabytes = [source.size / 1e6 for source in job.record.inputs]
     return _run(job, "score", score_shard, specs, megabytes, "MB")
@@ -139,7 +140,8 @@ def _only(tables: dict[int, tuple[Path, str]], batch: SuperBatch) -> dict[int, t
 def _path(job: Job, receipt: Receipt) -> Path:
     path = job.store.locate(receipt.outputs[0])
     if path is None:
-        raise VerificationError(f"{job.store.root / receipt.outputs[0].path} is gone; run `curate score` again to remake it")
+        gone = job.store.root / receipt.outputs[0].path
+        raise VerificationError(f"{gone} is gone; run `curate score` again to remake it")
     return path
 
 

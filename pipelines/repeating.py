@@ -107,8 +107,8 @@ def stored_scores(job: Job) -> list[Receipt]:
     missing = [source.url for source in job.record.inputs if source.url not in by_url]
     if missing:
         raise UsageError(
-            f"{job.output}: {len(missing)} of {len(job.record.inputs)} shards are not scored yet (first: {missing[0]}); "
-            "run the same `curate score` command again, it resumes"
+            f"{job.output}: {len(missing)} of {len(job.record.inputs)} shards are not scored yet "
+            f"(first: {missing[0]}); run the same `curate score` command again, it resumes"
         )
     return [by_url[source.url] for source in job.record.inputs]
 

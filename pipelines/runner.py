@@ -79,7 +79,9 @@ def score(
     record, choice = plan_run(
         list_shards(shards),
         {"reference": reference, "learner": learner, "precision": precision, "batch_size": batch_size},
-        None if scores_only else drawn(keep, sub_batch, super_batch)
+        None
+        if scores_only
+        else drawn(keep, sub_batch, super_batch)
         | {"chunks": chunks, "gain": gain, "seed": seed, "deduplicate": deduplicate},
         {"samples_per_shard": samples_per_shard},
         criterion,
@@ -161,7 +163,7 @@ def local_output(output: str | PathLike[str]) -> Path:
     """The output directory as an absolute path."""
     text = str(output)
     if re.match(r"[A-Za-z][\w+.-]+:/", text):  # a Path has already made one slash of two
-        raise UsageError(f"{text}: outputs are written to a file system that is mounted here; sync the result afterwards")
+        raise UsageError(f"{text}: outputs are written to a file system mounted here; sync the result afterwards")
     return Path(text).expanduser().absolute()
 
 

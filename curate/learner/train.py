@@ -37,7 +37,7 @@ from curate.models.precision import choose_device, has_native_bf16
 from curate.models.preprocess import Preprocess
 from curate.models.spec import parse_spec
 from curate.models.towers import encode_text_trimmed, text_parts
-from curate.shards.sources import expand_shards
+from curate.shards.sources import Patterns, expand_shards
 
 MAX_SCALE = 100.0  # CLIP's bound on exp(logit_scale), section 2.5 of arXiv 2103.00020
 
@@ -66,7 +66,7 @@ class Start:
 
 
 def train(
-    shards: Sequence[str | os.PathLike[str]],
+    shards: Patterns,
     output: str | os.PathLike[str],
     *,
     overwrite: bool = False,

@@ -1,7 +1,7 @@
 """Build an open_clip model and read its weights without running anything that its files contain.
 
-Weights are read as safetensors or as a weights-only pickle, before open_clip sees them: open_clip 3.3 reads a checkpoint
-weights-only too, but falls back to torch's default when that raises TypeError.
+Weights are read as safetensors or as a weights-only pickle, before open_clip sees them: open_clip 3.3 reads a
+checkpoint weights-only too, but falls back to torch's default when that raises TypeError.
 """
 
 from __future__ import annotations

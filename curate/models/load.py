@@ -1,7 +1,7 @@
 """Load a model once per process, and check it.
 
-Loading costs one read of the weights, one hash of them, and a probe batch that compares the fast paths and the precision
-with open_clip's own.
+Loading costs one read of the weights, one hash of them, and a probe batch that compares the fast paths and the
+precision with open_clip's own.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from curate.errors import ShardError, UsageError
 SCHEMES: Final = ("file", "memory", "s3", "gs", "gcs", "http", "https", "hf", "az", "abfs")
 _LONGEST_PATTERN: Final = 16 * 1024
 _COPY: Final = 8 * 1024 * 1024
+Patterns = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
 _RANGE: Final = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
 _GLOB: Final = re.compile(r"[*?\[]")
@@ -57,8 +58,8 @@ class ShardSource:
         return path.rstrip("/").rsplit("/", 1)[-1]
 
 
-def expand_shards(patterns: Sequence[str | os.PathLike[str]], *, limit: int = 1_000_000) -> list[ShardSource]:
-    """The shards that `patterns` name, in the order given; what a directory or a glob holds is sorted.
+def expand_shards(patterns: Patterns, *, limit: int = 1_000_000) -> list[ShardSource]:
+    """The shards that `patterns` (or one pattern) name, in the order given; what a directory or a glob holds is sorted.
 
     A pattern is a file, a directory (every *.tar below it), a glob, a brace pattern as webdataset and open_clip take
     them (`a/{00000..00099}.tar`), several of these joined by `::`, or a URL with a scheme of `SCHEMES`. An existing
@@ -67,6 +68,7 @@ def expand_shards(patterns: Sequence[str | os.PathLike[str]], *, limit: int = 1_
 
     Example: `expand_shards(["data/{00000..00002}.tar"])` gives three sources.
     """
+    patterns = [patterns] if isinstance(patterns, str | os.PathLike) else list(patterns)
     urls = list(islice(_urls(patterns, limit), limit + 1))
     if len(urls) > limit:
         raise UsageError(f"the patterns name more than {limit} shards; give fewer at a time")
@@ -196,23 +198,20 @@ def _unreadable(url: str, error: BaseException) -> ShardError:
     return ShardError(f"shard {url} cannot be read: {why}; check the path and the access rights")
 
 
-def _missing(url: str) -> UsageError:
-    return UsageError(f"shard {url}: there is no such file or directory; check the path and the pattern")
-
-
 def _stat(url: str) -> ShardSource:
     if _PACKED_NAME.search(urlsplit(url).path if "://" in url else url):
         raise ShardError(f"shard {url} is compressed; decompress it first, members are read by their offset")
-    if "://" not in url:
-        return ShardSource(url, _local_size(url))
-    return _remote_stat(url, *_file_system(url))
+    try:
+        return _remote_stat(url, *_file_system(url)) if "://" in url else ShardSource(url, _local_size(url))
+    except ShardError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UsageError(f"shard {url}: there is no such file; check the path and the pattern") from error
+        raise
 
 
 def _local_size(path: str) -> int:
     try:
         found = os.stat(path)
-    except FileNotFoundError:
-        raise _missing(path) from None
     except OSError as error:
         raise _unreadable(path, error) from error
     if not stat.S_ISREG(found.st_mode):
@@ -223,8 +222,6 @@ def _local_size(path: str) -> int:
 def _remote_stat(url: str, system: Any, path: str) -> ShardSource:
     try:
         info = system.info(path)
-    except FileNotFoundError:
-        raise _missing(url) from None
     except Exception as error:
         raise _unreadable(url, error) from error
     if info.get("size") is None:

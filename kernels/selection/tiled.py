@@ -32,6 +32,7 @@ _OWN_BLOCK = 128  # rows of fp64 that stay in a core's second-level cache while 
 _FOLDS = 3  # products of 2**3 factors, each in (1, 2]: they cannot overflow in any dtype
 
 T = TypeVar("T")
+R = TypeVar("R")
 Chosen = tuple[tuple[Tensor, ...], ...]  # texts, images; each in blocks [k, D]
 
 # One pool at a time: torch keeps one process-wide default of intra-op threads, which we lower and put back.
@@ -129,7 +130,7 @@ class TiledPairs:
         self._sides, self._loss, self._threads = tuple(sides), loss, threads
         self._dtype = compute_dtype(sides)
         blocks = order_B.split(CANDIDATES_PER_TILE)
-        self._blocks = [Block(self._sides, rows_n, self._dtype) for rows_n in blocks]
+        self._blocks = each_on_one_core(lambda rows_n: Block(self._sides, rows_n, self._dtype), blocks, threads)
         self._own_B = torch.zeros(len(order_B), dtype=torch.float64)
         each_on_one_core(self._fill_own, order_B.split(_OWN_BLOCK), threads)
         self._score_B: Tensor = self._own_B.clone()
@@ -206,8 +207,8 @@ class TiledPairs:
         self._score_B[rows_n] = self._own_B[rows_n] + given_n
 
 
-def each_on_one_core(work: Callable[[T], None], blocks: Sequence[T], threads: int) -> None:
-    """Run `work` on every block, one core each, and leave torch's number of intra-op threads as the caller had it.
+def each_on_one_core(work: Callable[[T], R], blocks: Sequence[T], threads: int) -> list[R]:
+    """The results of `work` on every block, one core each, and leave torch's number of intra-op threads as the caller had it.
 
     The lowering happens inside the workers, since the setting of a thread that exists is its own; what is shared is the
     default for new threads, which is put back to the caller's number.
@@ -216,7 +217,6 @@ def each_on_one_core(work: Callable[[T], None], blocks: Sequence[T], threads: in
         before = torch.get_num_threads()
         try:
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                for _ in pool.map(work, blocks):
-                    pass
+                return list(pool.map(work, blocks))
         finally:
             torch.set_num_threads(before)

@@ -3,9 +3,9 @@
     python -m tests.bench.bench_scoring SHARDS... --model ViT-S-32-alt [--rounds 3]
 
 open_clip's side is its evaluation pipeline (webdataset, Pillow, its tokenizer) with the fastest of 0, 1 and 2 loader
-workers, and `encode_image` / `encode_text` in float32 under inference mode; ours is `curate.score(..., scores_only=True)`
-as a user calls it, engine start, digests, quality signals and synced parquet included. Model loading is outside on both
-sides. It refuses to print a ratio unless the similarities agree.
+workers, and `encode_image` / `encode_text` in float32 under inference mode; ours is
+`curate.score(..., scores_only=True)` as a user calls it, engine start, digests, quality signals and synced parquet
+included. Model loading is outside on both sides. It refuses to print a ratio unless the similarities agree.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
 
 import curate
@@ -49,7 +48,7 @@ def open_clip_side(module: Any, tokenizer: Any, transform: Any, shards: list[str
         info = data.get_wds_dataset(args, transform, is_train=False, tokenizer=tokenizer)
         for images, texts in info.dataloader:
             pair = module.encode_image(images), module.encode_text(texts)
-            image_BD, text_BD = (F.normalize(features, dim=-1) for features in pair)
+            image_BD, text_BD = (torch.nn.functional.normalize(features, dim=-1) for features in pair)
             found.append((image_BD * text_BD).sum(1))
     return time.perf_counter() - started, np.sort(torch.cat(found).numpy())
 
@@ -125,7 +124,8 @@ def compare(model: str, shards: list[str], rounds: int) -> None:
     rate = samples / statistics.median(ours)
     print(
         f"{model}: {samples} samples, {encoder.identity.precision}; open_clip fp32 with {workers} workers "
-        f"{samples / statistics.median(theirs):.0f}/s, curate {rate:.0f}/s, ratio {ratio:.2f} (median of {rounds}, in turn); "
+        f"{samples / statistics.median(theirs):.0f}/s, curate {rate:.0f}/s, ratio {ratio:.2f} "
+        f"(median of {rounds}, in turn); "
         f"{rate / alone:.0%} of the model alone ({alone:.0f}/s at {tokens} tokens); similarities agree to {error:.4f}"
     )
 

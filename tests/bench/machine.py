@@ -14,7 +14,8 @@ def conditions() -> str:
     """One line: processor, cores, load, versions."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()}, {cores} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, {versions}"
+    python = f"Python {platform.python_version()}"
+    return f"{_processor()}, {cores} cores, load {os.getloadavg()[0]:.1f}, {python}, {versions}"
 
 
 def _processor() -> str:

@@ -52,7 +52,8 @@ def published(output: Path) -> dict[str, str]:
 def check_run(output: Path) -> dict[str, Any]:
     """Accounting, multiset and leftovers of a finished run, without the code that made it; returns the manifest."""
     manifest: dict[str, Any] = json.loads((output / "_curate" / "manifest.json").read_text())
-    ledger = [row for file in sorted((output / "_curate" / "ledger").glob("?????.parquet")) for row in pq.read_table(file).to_pylist()]
+    files = sorted((output / "_curate" / "ledger").glob("?????.parquet"))
+    ledger = [row for file in files for row in pq.read_table(file).to_pylist()]
     statuses = Counter(row["status"] for row in ledger)
     assert manifest["counts"] == {"in": len(ledger)} | {s: statuses[s] for s in ("kept", "dropped", "quarantined")}
     assert all(row["reason"] for row in ledger)

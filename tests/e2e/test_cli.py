@@ -155,6 +155,8 @@ REFUSED: list[tuple[int, str, tuple[str, ...]]] = [
     (2, "inspect {missing}", ("{missing}", "no such file", "check the path")),
     (2, "select {foreign}", ("{foreign}", "no run there", "curate score SHARDS -o")),
     (2, "select {finished} -o {new} --keep 0", ("--keep 0.0", "greater than 0")),
+    (2, "select {finished} --keep 0.5 --workers 0", ("--workers 0", "at least one")),
+    (2, "write {finished} --scheduler tcp://10.1.1.1:9", ("tcp://10.1.1.1:9", "--allow-remote-scheduler")),
     (2, "write {missing}", ("{missing}", "no run there", "curate score SHARDS -o")),
     (2, "write {finished} -o {new} --samples-per-shard 10001", ("--samples-per-shard 10001", "10000")),
     (2, "verify {missing}", ("{missing}", "no run there", "curate score SHARDS -o")),
@@ -170,7 +172,7 @@ REFUSED: list[tuple[int, str, tuple[str, ...]]] = [
 def test_what_is_refused_is_said(
     call: Call, pool: Path, finished: Path, tiny_checkpoint: Path, tmp_path: Path, code: int, line: str, said: Any
 ) -> None:
-    """One line on standard error says what, where and what next; no traceback, no output, nothing written."""
+    """One line on standard error says what, where and what next; no traceback, nothing written or taken back."""
     foreign, file = tmp_path / "foreign", tmp_path / "file"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("precious")
@@ -187,6 +189,7 @@ def test_what_is_refused_is_said(
     assert "Traceback" not in called.err
     assert not (tmp_path / "new").exists()
     assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
+    assert (finished / "_curate" / "SUCCESS.json").exists()
 
 
 def test_loss_above_tolerance_is_exit_code_3(call: Call, tiny_checkpoint: Path, tmp_path: Path) -> None:

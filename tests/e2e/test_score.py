@@ -126,9 +126,7 @@ def test_a_cached_reference_is_not_run_again(
     assert published(tmp_path / "out") == published(finished)
 
 
-def test_a_cache_of_another_checkpoint_is_refused(
-    finished: Path, pool: Path, learner: Path, tmp_path: Path
-) -> None:
+def test_a_cache_of_another_checkpoint_is_refused(finished: Path, pool: Path, learner: Path, tmp_path: Path) -> None:
     """A cache that another model made is refused before anything is written, naming the difference."""
     with pytest.raises(CacheMismatch, match=r"checkpoint: sha256:\w+ here, sha256:\w+ in the cache"):
         run(pool, tmp_path / "out", learner, reference_cache=finished)
@@ -149,9 +147,12 @@ def test_select_and_write_repeat_the_passes_without_a_model(
     assert curate.verify(tmp_path / "half", load=False).ok
     curate.select(tmp_path / "half", keep=0.2, engine="inline")
     curate.write(tmp_path / "half", engine="inline", samples_per_shard=10)
-    assert published(tmp_path / "half").items() >= {
-        name: digest for name, digest in published(finished).items() if name.endswith((".tar", ".npy", ".idx"))
-    }.items()
+    assert (
+        published(tmp_path / "half").items()
+        >= {
+            name: digest for name, digest in published(finished).items() if name.endswith((".tar", ".npy", ".idx"))
+        }.items()
+    )
 
 
 def test_select_in_place_takes_the_old_shards_back(finished: Path, tmp_path: Path) -> None:
@@ -183,10 +184,8 @@ def test_bad_input_becomes_rows_with_reasons(tiny_checkpoint: Path, tmp_path: Pa
     assert caught.value.exit_code == 3
     assert not (tmp_path / "out" / "_curate" / "SUCCESS.json").exists()
     reasons = check_run(tmp_path / "out")["reasons"]
-    assert {r: reasons.get(r) for r in ("image-undecodable", "caption-missing", "key-duplicate", "duplicate-exact")} == {
-        "image-undecodable": 1, "caption-missing": 1, "key-duplicate": 1, "duplicate-exact": 1,
-    }  # fmt: skip
-    assert reasons["tar-truncated"] == 1
+    for reason in ("image-undecodable", "caption-missing", "key-duplicate", "duplicate-exact", "tar-truncated"):
+        assert (reason, reasons.get(reason)) == (reason, 1)
     accepted = run(pool, tmp_path / "out", tiny_checkpoint, tolerance=1)
     assert accepted.counts["quarantined"] == 4
     assert curate.verify(tmp_path / "out").ok
@@ -227,10 +226,10 @@ def test_verify_notices_swapped_captions(finished: Path, tmp_path: Path) -> None
     copy = shutil.copytree(finished, tmp_path / "out")
     tar = copy / "00000.tar"
     rows = pq.read_table(copy / "00000.parquet").to_pylist()
-    first, second = rows[0]["caption"].encode(), next(
-        row["caption"].encode() for row in rows[1:] if len(row["caption"]) == len(rows[0]["caption"])
-    )
-    data = tar.read_bytes().replace(first, b"\0" * len(first)).replace(second, first).replace(b"\0" * len(first), second, 2)
+    first, *others = (row["caption"].encode() for row in rows)
+    second = next(caption for caption in others if len(caption) == len(first))
+    hole = b"\0" * len(first)
+    data = tar.read_bytes().replace(first, hole).replace(second, first).replace(hole, second, 2)
     tar.write_bytes(tar.read_bytes().replace(first, second, 1) if len(data) != tar.stat().st_size else data)
     manifest_path = copy / "_curate" / "manifest.json"
     manifest = json.loads(manifest_path.read_text())
@@ -240,9 +239,7 @@ def test_verify_notices_swapped_captions(finished: Path, tmp_path: Path) -> None
     assert failed == ["pairs"]
 
 
-def test_a_shard_that_changes_during_the_run_is_not_mixed(
-    pool: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_shard_that_changes_during_the_run_is_not_mixed(pool: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """If a shard's bytes change between scoring and writing, writing stops and names the shard."""
     mine = shutil.copytree(pool, tmp_path / "pool")
     run(mine, tmp_path / "out", tiny_checkpoint, scores_only=True)

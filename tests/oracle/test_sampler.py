@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from curate.kernels.selection import Side
+from curate.kernels.selection import Side, tiled
 from curate.kernels.selection.plain import PlainPairs
 from curate.kernels.selection.tiled import TiledPairs, softplus_sums
 from curate.selection import joint
@@ -81,6 +81,19 @@ def test_the_sampler_draws_what_brute_force_draws(size: int, width: int, loss: s
             reference, learner, ids_of(size), size=part, chunks=chunks, criterion=criterion, loss=loss, gain=gain
         )
         assert same(draw, brute_force(reference, learner, part, chunks, criterion, loss, gain)), (chunks, part)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("candidates", "chosen", "threads"), [(16, 5, 1), (16, 5, 3), (7, 64, 2), (1, 1, 2)])
+def test_small_tiles_and_several_threads_draw_the_same(
+    candidates: int, chosen: int, threads: int, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many blocks that lose rows between chunks, chosen in many pieces, equal the brute-force draw as one does."""
+    monkeypatch.setattr(tiled, "CANDIDATES_PER_TILE", candidates)
+    monkeypatch.setattr(tiled, "CHOSEN_PER_TILE", chosen)
+    reference, learner = model(1, 97, 8, 30.0, -8.0), model(5, 97, 8, 12.0, -3.0)
+    draw = draw_joint(reference, learner, ids_of(97), size=60, chunks=7, loss=loss, gain=20.0, threads=threads)
+    assert same(draw, brute_force(reference, learner, 60, 7, "learnability", loss, 20.0))
 
 
 @pytest.mark.parametrize("loss", LOSSES)

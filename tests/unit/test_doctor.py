@@ -103,7 +103,8 @@ def test_broken_torch_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A required package that is not installed makes the machine not ready, and the row names it."""
-    monkeypatch.setattr(examination, "PACKAGES", (*examination.PACKAGES, ("nothing", "no_such_module", "no-such-package", False)))
+    absent = ("nothing", "no_such_module", "no-such-package", False)
+    monkeypatch.setattr(examination, "PACKAGES", (*examination.PACKAGES, absent))
     exam = examine()
     assert not exam.healthy
     assert row(exam, "required packages").here == "absent: nothing"

@@ -1,4 +1,4 @@
-"""Models of SigLIP's kind: a text tower that sees its padding, and a Hugging Face tokenizer, all from a local directory."""
+"""Models of SigLIP's kind: a text tower that sees its padding, a Hugging Face tokenizer, all from a local directory."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def _save_tokenizer(directory: Path, words: list[str]) -> None:
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.train_from_iterator(words, trainers.WordLevelTrainer(special_tokens=["[PAD]", "[UNK]", "[EOS]"]))
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]")
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]"
+    )
     wrapped.save_pretrained(directory)
 
 

@@ -102,6 +102,11 @@ def test_limit(folder: Path) -> None:
         names([folder], limit=3)
 
 
+def test_one_pattern_need_not_be_a_list(folder: Path) -> None:
+    """A single path or string is one pattern, not a sequence of letters."""
+    assert expand_shards(folder) == expand_shards(str(folder)) == expand_shards([folder])
+
+
 def test_missing_files_are_named(folder: Path) -> None:
     """A missing file, in a brace pattern too, is a UsageError with its path."""
     with pytest.raises(UsageError, match=r"00007\.tar"):

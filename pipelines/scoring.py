@@ -151,16 +151,15 @@ def _page(
 ) -> pa.Table:
     batches = [entries[start : start + batch_size] for start in range(0, len(entries), batch_size)]
     seen = {role: encoder for role, encoder in encoders.items() if role != "reference" or cached is None}
-    read = list(pool.map(functools.partial(_read_and_embed_images, data, limits, seen), batches))
-    samples = [sample for batch, _ in read for sample in batch]
+    read = list(pool.map(functools.partial(_read_batch, data, limits, seen), batches))
+    samples = [sample for batch in read for sample in batch.samples]
     good_N = np.array([sample.reason is None for sample in samples], bool)
     if cached is not None and not np.array_equal(good_N, [reason is None for reason in cached["reason"].to_pylist()]):
         return _page(data, entries, limits, batch_size, encoders, None, pool)  # read under other limits: embed anew
-    captions = [sample.caption or "" for sample in samples if sample.reason is None]
     columns: dict[str, pa.Array] = {}
     for role in seen:
-        image_MD = np.concatenate([images[role] for _, images in read])
-        text_MD = _embed_captions(encoders[role], captions, batch_size, pool)
+        image_MD = np.concatenate([batch.images[role] for batch in read])
+        text_MD = _embed_captions(encoders[role], torch.cat([batch.tokens[role] for batch in read]), batch_size, pool)
         columns[f"{PREFIX[role]}_image"] = spread(image_MD, good_N)
         columns[f"{PREFIX[role]}_text"] = spread(text_MD, good_N)
     if cached is not None:
@@ -168,14 +167,28 @@ def _page(
     return score_rows(samples, columns, encoders)
 
 
-def _read_and_embed_images(
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What one thread made of a batch: samples without pixels, and per model image embeddings and tokens."""
+
+    samples: list[Sample]
+    images: dict[str, NDArray[np.float32]]
+    tokens: dict[str, torch.Tensor]
+
+
+def _read_batch(
     data: memoryview, limits: ReadLimits, encoders: dict[str, DualEncoder], entries: list[SampleEntry]
-) -> tuple[list[Sample], dict[str, NDArray[np.float32]]]:
-    """Read one batch; embed its images with each encoder; drop the pixels."""
+) -> _Batch:
+    """Read one batch, embed its images and tokenise its captions with each encoder; drop the pixels.
+
+    Tokenising holds the interpreter's lock, so it goes on here, while other threads are inside torch.
+    """
     samples = [read_sample(data, entry, limits) for entry in entries]
     pixels = [sample.rgb_HWC for sample in samples if sample.rgb_HWC is not None]
+    captions = [sample.caption or "" for sample in samples if sample.reason is None]
     images = {role: _embed_images(encoder, pixels) for role, encoder in encoders.items()}
-    return [dataclasses.replace(sample, rgb_HWC=None) for sample in samples], images
+    tokens = {role: encoder.tokenize(captions) for role, encoder in encoders.items()}
+    return _Batch([dataclasses.replace(sample, rgb_HWC=None) for sample in samples], images, tokens)
 
 
 def _embed_images(encoder: DualEncoder, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -186,15 +199,13 @@ def _embed_images(encoder: DualEncoder, pixels: list[NDArray[np.uint8]]) -> NDAr
 
 
 def _embed_captions(
-    encoder: DualEncoder, captions: list[str], batch_size: int, pool: ThreadPoolExecutor
+    encoder: DualEncoder, token_NT: torch.Tensor, batch_size: int, pool: ThreadPoolExecutor
 ) -> NDArray[np.float32]:
-    """Text embeddings in the order of `captions`; batches are made of captions of like length, since each batch is
-    trimmed to its longest."""
-    if not captions:
+    """Text embeddings of captions; batches are made of captions of like length, as each is trimmed to its longest."""
+    if not len(token_NT):
         return np.zeros((0, encoder.width), np.float32)
-    token_NT = torch.cat([encoder.tokenize(captions[i : i + 512]) for i in range(0, len(captions), 512)])
     order_N = torch.argsort((token_NT != 0).sum(1), stable=True)
-    batches = [token_NT[order_N[i : i + batch_size]] for i in range(0, len(captions), batch_size)]
+    batches = [token_NT[order_N[i : i + batch_size]] for i in range(0, len(token_NT), batch_size)]
     sorted_ND = np.concatenate([text.numpy() for text in pool.map(encoder.embed_texts, batches)])
     text_ND = np.empty_like(sorted_ND)
     text_ND[order_N.numpy()] = sorted_ND

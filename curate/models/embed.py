@@ -125,7 +125,8 @@ class DualEncoder:
 def encode_images(model: DualEncoder, image_BCHW: Tensor) -> Tensor:
     """Normalise uint8 images with the model's mean and std, and encode them; not L2-normalised."""
     offset_C11, factor_C11 = _affine(model.rule.mean, model.rule.std, str(model.device))
-    x_BCHW = image_BCHW.to(model.device).float().sub_(offset_C11).mul_(factor_C11).to(DTYPES[model.identity.precision])
+    x_BCHW = image_BCHW.to(model.device, memory_format=torch.channels_last).float()
+    x_BCHW = x_BCHW.sub_(offset_C11).mul_(factor_C11).to(DTYPES[model.identity.precision])
     return model.fast_image(x_BCHW) if model.fast_image is not None else plain_image(model.module, x_BCHW)
 
 

@@ -116,6 +116,7 @@ def encoder_of(
     """
     device = device or torch.device("cpu")
     model: Any = module.to(device).eval()
+    model.visual.to(memory_format=torch.channels_last)  # convolutions are twice as fast so on a CPU, and equal
     settings = dict(model.visual.preprocess_cfg)
     rule = Preprocess.from_config(settings)
     base = identity or ModelIdentity(

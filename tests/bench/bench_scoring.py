@@ -11,6 +11,7 @@ included. Model loading is outside on both sides. It refuses to print a ratio un
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import statistics
 import tempfile
@@ -33,7 +34,7 @@ from curate.scores import read_table
 from curate.shards.sources import expand_shards
 from tests.bench.machine import conditions
 
-AGREEMENT = 0.02  # decoding at reduced scale and bf16 move a cosine by less; another pairing would move it by more
+AGREEMENT = 0.005  # mean over samples; decoding at reduced scale moves a cosine by less, another pairing by ten times more
 
 
 def open_clip_side(module: Any, tokenizer: Any, transform: Any, shards: list[str], workers: int) -> tuple[float, Any]:
@@ -103,7 +104,7 @@ def compare(model: str, shards: list[str], rounds: int) -> None:
     """Print both rates, their ratio and our share of the model-only rate."""
     encoder = load_model(model)
     exact = load_model(model, precision="fp32")
-    module = exact.module
+    module = copy.deepcopy(exact.module).to(memory_format=torch.contiguous_format)  # as open_clip makes it
     transform = image_transform_v2(PreprocessCfg(**module.visual.preprocess_cfg), is_train=False)
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -114,9 +115,11 @@ def compare(model: str, shards: list[str], rounds: int) -> None:
             theirs.append(seconds)
             seconds, found = curate_side(model, shards, Path(folder) / str(number))
             ours.append(seconds)
-    error = float(np.abs(found - expected).max()) if len(found) == len(expected) else float("inf")
-    if error > AGREEMENT:
-        raise SystemExit(f"{model}: similarities differ by {error:.4f}; no ratio is reported")
+    if len(found) != len(expected):
+        raise SystemExit(f"{model}: {len(found)} samples here, {len(expected)} there; no ratio is reported")
+    error_N = np.abs(found - expected)
+    if error_N.mean() > AGREEMENT:
+        raise SystemExit(f"{model}: similarities differ by {error_N.mean():.4f} on average; no ratio is reported")
     samples = len(found)
     ratio = statistics.median(their / our for their, our in zip(theirs, ours, strict=True))
     tokens = 20
@@ -126,7 +129,7 @@ def compare(model: str, shards: list[str], rounds: int) -> None:
         f"{model}: {samples} samples, {encoder.identity.precision}; open_clip fp32 with {workers} workers "
         f"{samples / statistics.median(theirs):.0f}/s, curate {rate:.0f}/s, ratio {ratio:.2f} "
         f"(median of {rounds}, in turn); "
-        f"{rate / alone:.0%} of the model alone ({alone:.0f}/s at {tokens} tokens); similarities agree to {error:.4f}"
+        f"{rate / alone:.0%} of the model alone ({alone:.0f}/s at {tokens} tokens); similarities differ by {error_N.mean():.4f} on average, {error_N.max():.4f} at most"
     )
 
 

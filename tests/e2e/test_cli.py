@@ -234,7 +234,7 @@ def test_an_interrupt_is_exit_code_130_and_resumes(
     assert (called.code, called.out) == (130, "")
     assert called.err.splitlines()[-1] == "curate: interrupted; the same command resumes"
     assert "Traceback" not in called.err
-    monkeypatch.setattr("curate.pipelines.scoring._read_and_embed_images", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr("curate.pipelines.scoring._read_batch", lambda *_: pytest.fail("scored again"))
     assert call(*command).code == 0
 
 

@@ -85,7 +85,7 @@ def test_a_second_call_resumes_without_scoring(
     """A finished run answers from its receipts: no model runs, no byte changes."""
     copy = shutil.copytree(finished, tmp_path / "out")
     before = published(copy)
-    monkeypatch.setattr("curate.pipelines.scoring._read_and_embed_images", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr("curate.pipelines.scoring._read_batch", lambda *_: pytest.fail("scored again"))
     result = run(pool, copy, tiny_checkpoint, learner=str(learner))
     assert result.counts["kept"] == 24
     assert published(copy) == before

@@ -392,7 +392,7 @@ def train(
     augment: Flag = False,
     seed: int = 0,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
-    eval_shards: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    eval_shards: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
     overwrite: Flag = False,
     json: Json = False,
 ) -> int:

@@ -99,7 +99,9 @@ def finish(job: Job, receipts: Receipts, *, success: bool) -> dict[str, Any]:
     manifest = _manifest(job, receipts, counts, side)
     content = readable_json(manifest)
     replace_file(job.store.root / "manifest.json", content)
-    if success:
+    if not success:
+        remove(job.store.root / "SUCCESS.json")  # of an earlier call with a larger tolerance
+    else:
         replace_file(job.store.root / "SUCCESS.json", readable_json({"schema": 1, "counts": counts}))
         collect(job.store, receipts)
     return manifest

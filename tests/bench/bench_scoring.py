@@ -34,7 +34,8 @@ from curate.scores import read_table
 from curate.shards.sources import expand_shards
 from tests.bench.machine import conditions
 
-AGREEMENT = 0.005  # mean over samples; decoding at reduced scale moves a cosine by less, another pairing by ten times more
+# Mean over samples: decoding at reduced scale moves a cosine by less, another pairing by ten times more.
+AGREEMENT = 0.005
 
 
 def open_clip_side(module: Any, tokenizer: Any, transform: Any, shards: list[str], workers: int) -> tuple[float, Any]:
@@ -125,12 +126,12 @@ def compare(model: str, shards: list[str], rounds: int) -> None:
     tokens = 20
     alone = model_only(model, tokens)
     rate = samples / statistics.median(ours)
-    print(
-        f"{model}: {samples} samples, {encoder.identity.precision}; open_clip fp32 with {workers} workers "
-        f"{samples / statistics.median(theirs):.0f}/s, curate {rate:.0f}/s, ratio {ratio:.2f} "
-        f"(median of {rounds}, in turn); "
-        f"{rate / alone:.0%} of the model alone ({alone:.0f}/s at {tokens} tokens); similarities differ by {error_N.mean():.4f} on average, {error_N.max():.4f} at most"
-    )
+    theirs_rate = samples / statistics.median(theirs)
+    print(f"{model}: {samples} samples, {encoder.identity.precision}")
+    print(f"  open_clip fp32, {workers} workers  {theirs_rate:.0f}/s")
+    print(f"  curate                   {rate:.0f}/s, ratio {ratio:.2f} (median of {rounds}, in turn)")
+    print(f"  model alone              {alone:.0f}/s at {tokens} tokens: curate reaches {rate / alone:.0%} of it")
+    print(f"  similarities differ by   {error_N.mean():.4f} on average, {error_N.max():.4f} at most")
 
 
 if __name__ == "__main__":

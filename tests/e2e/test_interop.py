@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,20 @@ def run_reader(code: str, argument: str, extra_path: str = "") -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
 
 
+def webdataset_path(generation: str) -> str:
+    """What to put on the path for webdataset "0.2" or "1"; nothing for the installed one."""
+    if metadata.version("webdataset").startswith(f"{generation}."):
+        return ""
+    folder = os.environ.get("CURATE_OTHER_WEBDATASET") or str(Path(sys.prefix) / "webdataset-1")
+    if not list(Path(folder).glob(f"webdataset-{generation}.*.dist-info")):
+        pytest.skip(f"webdataset {generation} is neither installed nor in {folder} (CURATE_OTHER_WEBDATASET)")
+    return folder
+
+
 @pytest.fixture
 def webdataset_02() -> str:
-    """Folder with webdataset 0.2.86, which open_clip's training extra pins; `make` puts it into the environment."""
-    folder = os.environ.get("CURATE_WEBDATASET_02") or str(Path(sys.prefix) / "webdataset-0.2.86")
-    if not (Path(folder) / "webdataset").is_dir():
-        pytest.skip(f"webdataset 0.2.86 is not in {folder} (CURATE_WEBDATASET_02)")
-    return folder
+    """Where webdataset 0.2 is, the generation that open_clip's trainer works with."""
+    return webdataset_path("0.2")
 
 
 def check_rows(rows: list[Any], output: Any, names_its_colour: Any) -> None:
@@ -62,14 +70,10 @@ def check_rows(rows: list[Any], output: Any, names_its_colour: Any) -> None:
         assert names_its_colour([[colour]], text)
 
 
-def test_webdataset_1_reads_all(output: Any, names_its_colour: Any) -> None:
-    """The installed webdataset reads every sample in order, no pair mixed."""
-    check_rows(run_reader(READ_WEBDATASET, output.pattern), output, names_its_colour)
-
-
-def test_webdataset_02_reads_all(output: Any, names_its_colour: Any, webdataset_02: str) -> None:
-    """webdataset 0.2.86 reads every sample in order, no pair mixed."""
-    check_rows(run_reader(READ_WEBDATASET, output.pattern, webdataset_02), output, names_its_colour)
+@pytest.mark.parametrize("generation", ["0.2", "1"])
+def test_webdataset_reads_all(output: Any, names_its_colour: Any, generation: str) -> None:
+    """Both generations of webdataset read every sample in order, no pair mixed."""
+    check_rows(run_reader(READ_WEBDATASET, output.pattern, webdataset_path(generation)), output, names_its_colour)
 
 
 def test_wids_reads_by_index(output: Any, names_its_colour: Any, webdataset_02: str) -> None:

@@ -189,6 +189,9 @@ def test_bad_input_becomes_rows_with_reasons(tiny_checkpoint: Path, tmp_path: Pa
     accepted = run(pool, tmp_path / "out", tiny_checkpoint, tolerance=1)
     assert accepted.counts["quarantined"] == 4
     assert curate.verify(tmp_path / "out").ok
+    with pytest.raises(LossAboveTolerance):
+        run(pool, tmp_path / "out", tiny_checkpoint)
+    assert not (tmp_path / "out" / "_curate" / "SUCCESS.json").exists()
 
 
 def test_explain_says_why(finished: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -208,7 +208,7 @@ class TiledPairs:
 
 
 def each_on_one_core(work: Callable[[T], R], blocks: Sequence[T], threads: int) -> list[R]:
-    """The results of `work` on every block, one core each, and leave torch's number of intra-op threads as the caller had it.
+    """The results of `work` on every block, one core each; torch's intra-op threads stay as the caller had them.
 
     The lowering happens inside the workers, since the setting of a thread that exists is its own; what is shared is the
     default for new threads, which is put back to the caller's number.

@@ -477,10 +477,13 @@ def _print_result(result: RunResult, as_json: bool) -> int:
     """The summary, and as the last line open_clip's command for the new shards."""
     if as_json:
         return _print_json(result.as_json())
+    from curate.formats.openclip import webdataset_note
     from curate.reports import result_lines
 
     print("\n".join(result_lines(result)), file=sys.stderr)
     if result.train_command is not None:
+        if note := webdataset_note():
+            print(f"curate: note: {note}", file=sys.stderr)
         print(result.train_command)
     return 0
 

@@ -11,6 +11,7 @@ from curate.errors import CacheMismatch, CurateWarning, UsageError
 from curate.models.embed import DualEncoder
 from curate.models.identity import ModelIdentity
 from curate.models.load import load_model
+from curate.models.spec import parse_spec
 from curate.run_record import read_run
 from curate.selection.criteria import check_loss, require_models
 from curate.settings import Criterion, Loss, ScoreSettings
@@ -49,8 +50,10 @@ def choose_models(settings: ScoreSettings, criterion: str | None, loss: str) -> 
     """
     chosen = criterion or ("easy-reference" if settings.learner is None else "learnability")
     require_models(chosen, reference=True, learner=settings.learner is not None)
-    names = {"reference": settings.reference, "learner": settings.learner}
-    models = {role: load_model(name, precision=settings.precision) for role, name in names.items() if name}
+    given = {"reference": settings.reference, "learner": settings.learner}
+    names = {role: parse_spec(name).absolute for role, name in given.items() if name}
+    settings = settings.model_copy(update=names)  # a worker may run in another directory
+    models = {role: load_model(name, precision=settings.precision) for role, name in names.items()}
     settled = _settle_loss(models, loss)
     return ModelChoice(settings, chosen, settled, models)  # type: ignore[arg-type]  # checked two lines above
 

@@ -33,6 +33,13 @@ class ModelSpec:
     location: str
 
     @property
+    def absolute(self) -> str:
+        """The name to hand to another process: paths made absolute, the rest as written."""
+        if self.kind == "directory":
+            return self.location
+        return f"{self.architecture}:{self.location}" if self.kind == "file" else self.text
+
+    @property
     def open_clip_name(self) -> str:
         """The name that `open_clip.create_model` and `open_clip.get_tokenizer` take."""
         if self.kind == "directory":

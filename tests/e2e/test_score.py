@@ -262,6 +262,16 @@ def test_plan_writes_nothing_and_counts_right(pool: Path, tiny_checkpoint: Path,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_relative_model_path_is_pinned_as_absolute(
+    pool: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers may run elsewhere, so what they are told does not depend on the directory the command was given in."""
+    monkeypatch.chdir(tiny_checkpoint.parent)
+    run(pool, tmp_path / "out", Path(tiny_checkpoint.name))
+    pinned = json.loads((tmp_path / "out" / "_curate" / "RUN.json").read_text())["settings"]["score"]["reference"]
+    assert pinned == str(tiny_checkpoint)
+
+
 def test_learnability_without_a_learner_is_refused(pool: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Learnability needs a named learner; without one the message says what to do."""
     with pytest.raises(UsageError, match="needs a learner"):

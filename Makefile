@@ -14,11 +14,11 @@ demo: $(VENV)/.installed
 	$(BIN)/curate demo -o $(DEMO) --overwrite
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Without the slow tests.
 quick: $(VENV)/.installed
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n '$(PYTHON)' || { echo 'curate needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python'; exit 1; }

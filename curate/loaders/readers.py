@@ -14,7 +14,7 @@ def read_with_webdataset(output: Path, names: list[str]) -> tuple[int, str]:
     import webdataset
 
     urls = [str(output / name) for name in names]
-    data = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode("pilrgb")
+    data = webdataset.WebDataset(urls, shardshuffle=False).decode("pilrgb")
     samples = 0
     for sample in data.to_tuple("jpg;png;jpeg;webp;gif", "txt;json"):
         samples += len(sample) == 2

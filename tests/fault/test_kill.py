@@ -159,7 +159,13 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
+        preexec_fn=hear_interrupts,
     )
+
+
+def hear_interrupts() -> None:
+    """A shell starts what it sends to the background deaf to SIGINT; the driver must not inherit that from us."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(reached: Callable[[], bool], driver: subprocess.Popen[str]) -> None:

@@ -108,4 +108,6 @@ def members_of(row: Any) -> tuple[Member, ...]:
 
 def safe_text(name: str) -> str:
     """A name as valid Unicode: bytes that are not UTF-8 are spelled out, so that every table can hold it."""
+    if name.isascii():
+        return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

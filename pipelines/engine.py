@@ -92,20 +92,21 @@ def open_engine(
 ) -> Iterator[Engine]:
     """The engine for these settings.
 
-    Without any, an embedded Dask in this process with one worker thread for every core up to four. `scheduler` is the
-    address of a cluster of the user's; one that is neither on loopback nor encrypted needs `allow_remote`, since Dask's
-    protocol lets whoever reaches it run code.
+    Without any, an embedded Dask in this process that runs one unit for every four cores, at most four; the threads of
+    a unit share the cores, and more units would only wait for the interpreter's lock. `scheduler` is the address of a
+    cluster of the user's; one that is neither on loopback nor encrypted needs `allow_remote`, since Dask's protocol
+    lets whoever reaches it run code.
     """
     cores = available_cores()
     if workers is not None and workers < 1:
-        raise UsageError(f"--workers {workers}: at least one; without the option, one for each core up to four")
+        raise UsageError(f"--workers {workers}: at least one, or leave the option out")
     if scheduler is not None:
         with _given(scheduler, allow_remote) as engine:
             yield engine
     elif mode == "inline":
         yield Inline(cores)
     else:
-        count = workers or min(cores, 4)
+        count = workers or (cores if mode == "processes" else max(1, min(cores // 4, 4)))
         kind = mode or ("threads" if count <= 4 else "processes")
         with _local(count, max(1, cores // count), processes=kind == "processes") as engine:
             yield engine

@@ -313,3 +313,37 @@ def test_executable_members_are_left_behind(tiny_checkpoint: Path, tmp_path: Pat
     make_tar(tmp_path / "in.tar", samples)
     curate.score(tmp_path / "in.tar", tmp_path / "out", reference=str(tiny_checkpoint), keep=0.5, engine="inline")
     assert b".pkl" not in (tmp_path / "out" / "00000.tar").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_given_scheduler_publishes_the_same_bytes(
+    finished: Path, pool: Path, tiny_checkpoint: Path, learner: Path, tmp_path: Path
+) -> None:
+    """A scheduler and workers started elsewhere, reached by address, give the bytes of the inline engine."""
+    from distributed import LocalCluster
+
+    quiet = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, **quiet) as cluster:
+        run(
+            pool,
+            tmp_path / "out",
+            tiny_checkpoint,
+            learner=str(learner),
+            engine=None,
+            scheduler=cluster.scheduler_address,
+        )
+    assert published(tmp_path / "out") == published(finished)
+
+
+def test_shards_by_url_are_scored_and_written(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Shards behind an fsspec URL are streamed, scored, and copied from there."""
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    for shard in sorted(make_pool(tmp_path / "pool", shards=2, samples=10).glob("*.tar")):
+        files.pipe(f"/bucket/{shard.name}", shard.read_bytes())
+    result = curate.score(
+        "memory://bucket/{00000..00001}.tar", tmp_path / "out", reference=str(tiny_checkpoint), engine="inline"
+    )
+    assert result.counts == {"in": 20, "kept": 4, "dropped": 16, "quarantined": 0}
+    assert curate.verify(tmp_path / "out").ok

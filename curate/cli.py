@@ -80,7 +80,7 @@ def demo(
     overwrite: Flag = False,
     json: Json = False,
 ) -> int:
-    """See every pass on a corpus that is drawn here: no network, no GPU, no data, about two minutes on two cores.
+    """See every pass on a corpus that is drawn here: no network, no GPU, no data, about a minute on two cores.
 
     Scenes with captions are drawn, faults are planted in them (mismatched and boilerplate captions, near-duplicates,
     blur), a small reference is fitted on a clean part, and the pool is scored, selected, written and verified.

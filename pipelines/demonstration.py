@@ -1,7 +1,7 @@
 """`curate demo`: a corpus with planted faults, a reference fitted on its clean part, every pass, and what is left.
 
-No network, no GPU, no data. Two minutes on two cores with the defaults: drawing 8 s, fitting half a minute to a minute,
-scoring and writing 20 s.
+No network, no GPU, no data. Forty seconds on two cores of an AMD EPYC with the defaults: drawing 6 s, fitting 25 s,
+scoring, selecting and writing 5 s, the rest imports and the contact sheet.
 """
 
 from __future__ import annotations

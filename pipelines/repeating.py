@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from curate.errors import UsageError
+from curate.errors import RunMismatch, UsageError
 from curate.pipelines import finishing, passes
 from curate.pipelines.engine import Mode, open_engine
 from curate.pipelines.finishing import Receipts
@@ -18,7 +18,7 @@ from curate.pipelines.passes import Job
 from curate.pipelines.runner import drawn, local_output, select_and_write
 from curate.receipts import Receipt, Store
 from curate.results import RunResult, check_tolerance
-from curate.run_record import RunRecord, read_run, refuse_foreign, repin_run
+from curate.run_record import RunRecord, read_run, refuse_foreign, repin_run, run_path
 from curate.selection.criteria import require_models
 from curate.settings import Criterion, Deduplicate, Loss, RunSettings, SelectSettings, WriteSettings, checked
 
@@ -56,9 +56,8 @@ def select(
     }  # fmt: skip
     record = replace(record, settings=_reselected(source, record, given, keep, sub_batch))
     with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
-        # only now: an engine that is refused must not have cost the shards of the earlier selection
-        if target != source:
-            _adopt_scores(source, target)
+        # only now: what is refused up to here must not have cost the shards of the earlier selection
+        _prepare_target(Job(source, record, running), target)
         finishing.reopen(target)
         repin_run(target, record)
         job = Job(target, record, running, None, quiet)
@@ -93,8 +92,7 @@ def write(
         write_settings = checked(WriteSettings, {"samples_per_shard": samples_per_shard})
         record = replace(record, settings=record.settings.model_copy(update={"write": write_settings}))
     with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
-        if target != source:
-            _adopt_scores(source, target)
+        _prepare_target(Job(source, record, running), target)
         finishing.reopen(target, keep=("score", "selection"))
         repin_run(target, record)
         job = Job(target, record, running, None, quiet)
@@ -136,10 +134,15 @@ def _default_selection(output: Path, record: RunRecord) -> dict[str, Any]:
     return SelectSettings(criterion=criterion, loss=scored.facts["models"]["reference"]["loss"]).model_dump()
 
 
-def _adopt_scores(source: Path, target: Path) -> None:
-    """Link the scores and selections of `source` into `target`, which must be empty or hold scores of the same run."""
+def _prepare_target(job: Job, target: Path) -> None:
+    """Check that the scores are complete, and link them into `target` if that is another directory."""
+    stored_scores(job)
+    if target == job.output:
+        return
     refuse_foreign(target)
-    old, new = Store.of(source), Store.of(target)
+    if run_path(target).exists() and _scored(read_run(target)) != _scored(job.record):
+        raise RunMismatch(f"{target} belongs to a run over other shards or models; choose another directory")
+    old, new = Store.of(job.output), Store.of(target)
     new.prepare()
     for stage in ("score", "selection", "commits"):
         for path in (old.root / stage).iterdir():
@@ -148,6 +151,11 @@ def _adopt_scores(source: Path, target: Path) -> None:
                 continue
             if not name.exists():
                 _link_or_copy(path, name)
+
+
+def _scored(record: RunRecord) -> tuple[Any, ...]:
+    """What the scores of a run depend on."""
+    return record.inputs, record.models, record.settings.score
 
 
 def _link_or_copy(path: Path, name: Path) -> None:

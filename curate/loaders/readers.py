@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 SAMPLES = 256
+_IMAGES = ("jpg", "jpeg", "png", "webp", "gif")
 
 
 def read_with_webdataset(output: Path, names: list[str]) -> tuple[int, str]:
@@ -14,9 +15,10 @@ def read_with_webdataset(output: Path, names: list[str]) -> tuple[int, str]:
     import webdataset
 
     urls = [str(output / name) for name in names]
-    data = webdataset.WebDataset(urls, shardshuffle=False).decode("pilrgb")
+    # only: webdataset's default decoders unpickle what is called .pkl
+    data = webdataset.WebDataset(urls, shardshuffle=False).decode("pilrgb", only=[*_IMAGES, "txt"])
     samples = 0
-    for sample in data.to_tuple("jpg;png;jpeg;webp;gif", "txt;json"):
+    for sample in data.to_tuple(";".join(_IMAGES), "txt;json"):
         samples += len(sample) == 2
         if samples == SAMPLES:
             break

@@ -165,6 +165,27 @@ def test_select_in_place_takes_the_old_shards_back(finished: Path, tmp_path: Pat
         curate.verify(copy)
 
 
+def test_select_does_not_take_over_another_run(finished: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A directory that holds a run over other shards is refused as the target, and keeps its shards."""
+    other = tmp_path / "other"
+    run(make_pool(tmp_path / "pool", shards=1, seed=3), other, tiny_checkpoint)
+    before = published(other)
+    with pytest.raises(RunMismatch, match="other shards or models"):
+        curate.select(finished, to=other, keep=0.5, engine="inline")
+    with pytest.raises(RunMismatch, match="other shards or models"):
+        curate.write(finished, to=other, engine="inline")
+    assert published(other) == before
+
+
+def test_select_on_partial_scores_keeps_what_is_there(finished: Path, tmp_path: Path) -> None:
+    """Where a shard's scores are missing, `select` refuses before it takes back the shards of the earlier selection."""
+    copy = shutil.copytree(finished, tmp_path / "out")
+    next((copy / "_curate" / "commits").glob("score-*.json")).unlink()
+    with pytest.raises(UsageError, match="1 of 3 shards are not scored yet"):
+        curate.select(copy, keep=0.5, engine="inline")
+    assert list(copy.glob("*.tar"))
+
+
 def test_scores_only_then_select(pool: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """--scores-only stores scores; `select` and `write` make the dataset that `score` alone would have made."""
     result = run(pool, tmp_path / "out", tiny_checkpoint, scores_only=True)

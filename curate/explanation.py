@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ class Explanation:
         return {**self.row, "sample_id": self.row["sample_id"].hex(), "explanation": list(self.sentences)}
 
 
-def explain(output: Path, key: str) -> list[Explanation]:
+def explain(output: str | PathLike[str], key: str) -> list[Explanation]:
     """Every sample of the ledger whose original key, new key, uid or sample id is `key`.
 
     Raises UsageError if there is none.
     """
+    output = Path(output).expanduser().absolute()
     rows = list(find_rows(output, key))
     if not rows:
         raise UsageError(

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ class _Untried(Exception):
     """A check could not be made here; the message says why."""
 
 
-def verify(output: Path, *, load: bool = True) -> Verification:
+def verify(output: str | PathLike[str], *, load: bool = True) -> Verification:
     """Check the output directory of a finished run; `load` also reads a sample with webdataset and open_clip."""
+    output = Path(output).expanduser().absolute()
     record, manifest = read_run(output), _manifest(output)
     steps: list[tuple[str, Callable[[], str]]] = [
         ("finished", lambda: _finished(output, manifest)),

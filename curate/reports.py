@@ -43,7 +43,9 @@ def result_lines(result: RunResult) -> list[str]:
         if reason not in ("selected", "not-selected"):
             lines.append(f"  {count:,} {reason}: {REASONS[reason]}")
     if result.shards:
-        lines.append(f"  {len(result.shards)} shards {result.shards[0]} .. {result.shards[-1]}; ledger: _curate/ledger")
+        lines.append(
+            f"  shards {result.shards[0]} to {result.shards[-1]} ({len(result.shards)}); ledger: _curate/ledger"
+        )
     if result.counts.get("kept") == 0:
         lines.append("  nothing was selected: raise --keep, or look at the reasons in the ledger")
     return lines

@@ -129,8 +129,9 @@ def _local(workers: int, threads: int, *, processes: bool) -> Iterator[OnDask]:
         LocalCluster(processes=processes, silence_logs=logging.ERROR, **shape, **loopback) as cluster,
         Client(cluster) as client,
     ):
-        place = "processes" if processes else "threads of this process"
-        yield OnDask(client, 2 * workers, threads, f"Dask, {workers} {place}{_dashboard(client)}")
+        place = "worker processes" if processes else "units at a time in this process"
+        shape_said = f"Dask, {workers} {place}, {threads} threads each{_dashboard(client)}"
+        yield OnDask(client, 2 * workers, threads, shape_said)
 
 
 @contextlib.contextmanager

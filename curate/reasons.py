@@ -6,9 +6,7 @@ a reason that is not listed here.
 
 from __future__ import annotations
 
-from typing import Final, Literal
-
-Status = Literal["kept", "dropped", "quarantined"]
+from typing import Final
 
 KEPT: Final = {
     "selected": "drawn into a sub-batch",

@@ -88,11 +88,6 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     return pq.read_table(path, columns=None if columns is None else list(columns))
 
 
-def fixed_binary(values: Sequence[bytes | None], width: int) -> pa.Array:
-    """A fixed-size binary array; None becomes null."""
-    return pa.array(values, pa.binary(width))
-
-
 def ids_to_array(column: pa.ChunkedArray) -> NDArray[np.uint8]:
     """A fixed-size binary column without nulls as bytes [N, width]."""
     array = column.combine_chunks()

@@ -11,15 +11,14 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from curate.errors import UsageError
+from curate.formats.img2dataset import SAMPLES_PER_SHARD
+from curate.selection.criteria import Criterion
+from curate.selection.criteria import LossName as Loss
 
-Criterion = Literal["learnability", "easy-reference", "hard-learner"]
-Loss = Literal["sigmoid", "softmax"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Deduplicate = Literal["off", "exact", "near"]
 
 T = TypeVar("T", bound=BaseModel)
-
-SAMPLES_PER_SHARD = 10_000  # img2dataset's shard size, and the factor in its keys
 
 
 class _Settings(BaseModel):

@@ -12,10 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate import scores
-from curate.formats.img2dataset import output_key, shard_stem
+from curate.formats.img2dataset import SAMPLES_PER_SHARD, output_key, shard_stem
 from curate.ledger import LEDGER_SCHEMA, status_of
 from curate.receipts import Attempt, Receipt, Store, Unit
-from curate.settings import SAMPLES_PER_SHARD
 
 _SCORED = (
     "sample_id", "ordinal", "key", "uid", "reason", "detail", "reference_similarity", "learner_similarity",

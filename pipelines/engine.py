@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
-import os
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from itertools import islice
 from typing import Any, Literal, Protocol, TypeVar
 
 from curate.errors import CurateError, UsageError
+from curate.machine import cores
 
 Spec = TypeVar("Spec")
 Result = TypeVar("Result")
@@ -33,13 +33,6 @@ class Engine(Protocol):
     def description(self) -> str: ...
 
     def run(self, unit: Callable[[Spec], Result], specs: Iterable[Spec]) -> Iterator[tuple[int, Result]]: ...
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    with contextlib.suppress(AttributeError):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +90,18 @@ def open_engine(
     cluster of the user's; one that is neither on loopback nor encrypted needs `allow_remote`, since Dask's protocol
     lets whoever reaches it run code.
     """
-    cores = available_cores()
+    usable = cores().usable
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: at least one, or leave the option out")
     if scheduler is not None:
         with _given(scheduler, allow_remote) as engine:
             yield engine
     elif mode == "inline":
-        yield Inline(cores)
+        yield Inline(usable)
     else:
-        count = workers or (cores if mode == "processes" else max(1, min(cores // 4, 4)))
+        count = workers or (usable if mode == "processes" else max(1, min(usable // 4, 4)))
         kind = mode or ("threads" if count <= 4 else "processes")
-        with _local(count, max(1, cores // count), processes=kind == "processes") as engine:
+        with _local(count, max(1, usable // count), processes=kind == "processes") as engine:
             yield engine
 
 

@@ -21,7 +21,7 @@ from curate.formats.openclip import sizes
 from curate.formats.wids import WidsShard, wids_index
 from curate.pipelines.passes import Job
 from curate.receipts import Receipt, Store
-from curate.storage import canonical_json, leftovers, readable_json, remove, replace_file, sync_directory
+from curate.storage import leftovers, readable_json, remove, replace_file, sync_directory
 
 STATUSES = ("kept", "dropped", "quarantined")
 
@@ -181,8 +181,3 @@ def _input(scored: Receipt, ledger: Receipt) -> dict[str, Any]:
     facts = scored.facts
     counted = {status: ledger.facts["status"].get(status, 0) for status in STATUSES}
     return {"url": facts["shard"], "sha256": facts["digest"], "rows": facts["rows"], "flaw": facts["flaw"], **counted}
-
-
-def fingerprint(manifest: dict[str, Any]) -> str:
-    """One digest of everything that a run published: equal runs have equal fingerprints."""
-    return hashlib.sha256(canonical_json(manifest["digests"])).hexdigest()

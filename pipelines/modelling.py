@@ -13,8 +13,9 @@ from curate.models.identity import ModelIdentity
 from curate.models.load import load_model
 from curate.models.spec import parse_spec
 from curate.run_record import read_run
-from curate.selection.criteria import check_loss, require_models
-from curate.settings import Criterion, Loss, ScoreSettings
+from curate.selection.criteria import Criterion, check_loss, require_models
+from curate.selection.criteria import LossName as Loss
+from curate.settings import ScoreSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from curate.errors import UsageError, VerificationError
+from curate.formats.img2dataset import SAMPLES_PER_SHARD
 from curate.pipelines.accounting import Drawing, LedgerSpec, write_ledger
 from curate.pipelines.engine import Engine
 from curate.pipelines.planning import SuperBatch, plan_super_batches
@@ -23,7 +24,7 @@ from curate.pipelines.writing import Drawn, WriteSpec, write_shard
 from curate.progress import progress
 from curate.receipts import Receipt, Store
 from curate.run_record import RunRecord
-from curate.settings import SAMPLES_PER_SHARD, SelectSettings, WriteSettings
+from curate.settings import SelectSettings, WriteSettings
 
 Spec = TypeVar("Spec")
 

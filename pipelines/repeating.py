@@ -19,8 +19,15 @@ from curate.pipelines.runner import drawn, local_output, select_and_write
 from curate.receipts import Receipt, Store
 from curate.results import RunResult, check_tolerance
 from curate.run_record import RunRecord, read_run, refuse_foreign, repin_run, run_path
-from curate.selection.criteria import require_models
-from curate.settings import Criterion, Deduplicate, Loss, RunSettings, SelectSettings, WriteSettings, checked
+from curate.selection.criteria import Criterion, require_models
+from curate.selection.criteria import LossName as Loss
+from curate.settings import (
+    Deduplicate,
+    RunSettings,
+    SelectSettings,
+    WriteSettings,
+    checked,
+)
 
 
 def select(

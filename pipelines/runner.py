@@ -14,18 +14,19 @@ from typing import Any
 
 from curate.errors import UsageError
 from curate.formats.openclip import train_command
+from curate.machine import cores
 from curate.models.spec import parse_spec
 from curate.pipelines import finishing, passes
 from curate.pipelines.costing import Plan, plan_costs
-from curate.pipelines.engine import Mode, available_cores, open_engine
+from curate.pipelines.engine import Mode, open_engine
 from curate.pipelines.finishing import Receipts
 from curate.pipelines.modelling import ModelChoice, choose_models
 from curate.pipelines.passes import Job
 from curate.receipts import Receipt, Store
 from curate.results import RunResult, check_tolerance, lost_shards, refuse_loss
 from curate.run_record import RunRecord, pin_run, refuse_foreign
+from curate.selection.criteria import Criterion
 from curate.settings import (
-    Criterion,
     Deduplicate,
     Precision,
     RunSettings,
@@ -123,7 +124,7 @@ def plan(
     record, choice = plan_run(list_shards(shards), of_score, of_select, of_write, criterion, loss)
     if reference_cache is not None:
         choice.check_cache(local_output(reference_cache))
-    return plan_costs(record, choice, cached=reference_cache is not None, cores=available_cores())
+    return plan_costs(record, choice, cached=reference_cache is not None, cores=cores().usable)
 
 
 def list_shards(shards: Shards) -> tuple[ShardSource, ...]:

@@ -23,7 +23,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from curate.demonstration.phrases import boilerplate, describe
 from curate.demonstration.scenes import Scene, draw, imagine
 from curate.errors import UsageError
-from curate.settings import SAMPLES_PER_SHARD
+from curate.formats.img2dataset import SAMPLES_PER_SHARD
 from curate.shards.tarwriter import tar_end, tar_member
 from curate.storage import make_directory, replace_file
 

@@ -12,8 +12,6 @@ reference scored with its own scale and bias, exactly `size` members, chosen can
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +22,7 @@ from torch import Tensor
 from curate.errors import UsageError
 from curate.kernels.selection import Loss, PairKernel, Side
 from curate.kernels.selection.tiled import TiledPairs
+from curate.machine import cores
 from curate.selection.criteria import Criterion, check_loss, require_models
 from curate.selection.noise import gumbel
 
@@ -90,7 +89,7 @@ def draw_joint(
         for name, pairs, factor in (("learner", learner, weight.learner), ("reference", reference, weight.reference))
         if pairs is not None and factor
     ]
-    threads = _cores() if threads is None else threads
+    threads = cores().usable if threads is None else threads
     if threads < 1:
         raise UsageError(f"threads is {threads}; give 1 or more, or leave it out for all cores")
     kernel = TiledPairs(sides, loss, order_B, threads=threads)
@@ -192,12 +191,3 @@ def _finite(logit_B: NDArray[np.float64], sample_ids: NDArray[np.uint8]) -> NDAr
         name = sample_ids[bad[0]].tobytes().hex()
         raise UsageError(f"the logit of row {bad[0]} (sample {name}) overflows; L2-normalise the embeddings")
     return logit_B
-
-
-def _cores() -> int:
-    """Cores that this process may use: `os.process_cpu_count` (Python 3.13), or the affinity mask."""
-    count = getattr(os, "process_cpu_count", None)
-    if count is not None:
-        return count() or 1
-    affinity: Sequence[int] | set[int] = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
-    return len(affinity) or os.cpu_count() or 1

@@ -27,8 +27,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 
 import curate
 from curate.formats.openclip import end_of_shard_fix
+from curate.machine import cores
 from curate.models.load import load_model
-from curate.pipelines.engine import available_cores
 from curate.receipts import Store
 from curate.scores import read_table
 from curate.shards.sources import expand_shards
@@ -80,10 +80,10 @@ def model_only(model: str, tokens: int, seconds: float = 4.0) -> float:
             done += 64
         return done
 
-    cores = available_cores()
-    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    count = cores().usable
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         started = time.perf_counter()
-        return sum(pool.map(work, range(cores))) / (time.perf_counter() - started)
+        return sum(pool.map(work, range(count))) / (time.perf_counter() - started)
 
 
 def main() -> None:

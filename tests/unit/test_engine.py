@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from curate.errors import CurateError, ShardError, UsageError
-from curate.pipelines.engine import Inline, Mode, OnDask, available_cores, open_engine
+from curate.machine import Limits, cores
+from curate.pipelines.engine import Inline, Mode, OnDask, open_engine
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,11 @@ def test_the_embedded_cluster_listens_on_loopback_only(mode: Mode) -> None:
 def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """The affinity of the process counts, not the machine; a unit's threads share the cores among workers."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
-    assert available_cores() == 6
+    monkeypatch.setattr("curate.machine.cgroup_limits", Limits)
+    assert cores().usable == 6
     with open_engine(mode="inline") as engine:
         assert engine.threads_per_unit == 6
         assert engine.description == "inline, 6 threads"
+    monkeypatch.setattr("curate.machine.cgroup_limits", lambda: Limits(cores=2.0))
+    with open_engine(mode="inline") as engine:
+        assert engine.threads_per_unit == 2, "a container's limit counts too"

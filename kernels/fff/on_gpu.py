@@ -175,11 +175,12 @@ def _leave_jvp(
     (T, H), E = pre_TH.shape, leaves.w2.shape[-1]
     tiles, block = grouped.tiles(pre_TH.dtype, E, H)
     out = torch.empty(T, E, dtype=pre_TH.dtype, device=pre_TH.device)
+    launch = block.launch | {"num_stages": 2}  # four operands: more stages would not fit smaller GPUs
     if out.numel():
         leave_jvp[(len(tiles.leaf), cdiv(E, block.columns))](
             out, pre_TH, da_TH, _flat(gate_T), _flat(tangents.gate), _flat(leaves.w2), _flat(tangents.w2),
             _flat(leaves.b2), _flat(tangents.b2), tiles.leaf, tiles.first, tiles.end, tiles.order_T, E, H,
-            ACTIVATION=activation, INTERPRETED=gpu.interpreting(), **block.launch,
+            ACTIVATION=activation, INTERPRETED=gpu.interpreting(), **launch,
         )  # fmt: skip
     return out
 

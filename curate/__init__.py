@@ -20,7 +20,10 @@ if not (Path(__file__).parent / "kernels").is_dir():
 _PUBLIC = {
     "CurateError": ("curate.errors", "CurateError"),
     "CurateWarning": ("curate.errors", "CurateWarning"),
+    "FastFeedforward": ("curate.feedforward.leaf", "FastFeedforward"),
+    "FeedforwardConfig": ("curate.feedforward.config", "FeedforwardConfig"),
     "JointSelector": ("curate.loaders.joint", "JointSelector"),
+    "PathFeedforward": ("curate.feedforward.path", "PathFeedforward"),
     "SelectionView": ("curate.loaders.view", "SelectionView"),
     "SubBatches": ("curate.loaders.subbatches", "SubBatches"),
     "demo": ("curate.pipelines.demonstration", "demo"),
@@ -28,6 +31,7 @@ _PUBLIC = {
     "explain": ("curate.explanation", "explain"),
     "inspect": ("curate.inspection", "inspect_shards"),
     "plan": ("curate.pipelines.runner", "plan"),
+    "replace_feedforward": ("curate.feedforward.surgery", "replace_feedforward"),
     "score": ("curate.pipelines.runner", "score"),
     "select": ("curate.pipelines.repeating", "select"),
     "train": ("curate.learner.train", "train"),

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional, init
+from torch.nn.utils import skip_init
 
 from curate.errors import UsageError
 from curate.feedforward.penalties import balance_loss, hardening_loss, leaf_probabilities, log_path_probability
@@ -72,16 +73,19 @@ class FastFeedforward(nn.Module):
         self.soft, self.count_usage = False, False
         self.penalty: Tensor | None = None
         leaves, nodes = 2**depth, 2**depth - 1
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        made: dict[str, Any] = {"device": device or torch.get_default_device(), "dtype": dtype}
         self.node_weight = nn.Parameter(torch.empty(nodes, width, **made))
         self.node_bias = nn.Parameter(torch.empty(nodes, **made))
         self.w1 = nn.Parameter(torch.empty(leaves, width, leaf_width, **made))
         self.b1 = nn.Parameter(torch.empty(leaves, leaf_width, **made))
         self.w2 = nn.Parameter(torch.empty(leaves, leaf_width, self.width_out, **made))
         self.b2 = nn.Parameter(torch.empty(leaves, self.width_out, **made))
-        self.shared_in = nn.Linear(width, shared_width, **made) if shared_width else None
-        self.shared_out = nn.Linear(shared_width, self.width_out, bias=False, **made) if shared_width else None
+        # skip_init: their own initialisation would draw from the global generator
+        self.shared_in = skip_init(nn.Linear, width, shared_width, **made) if shared_width else None
+        self.shared_out = skip_init(nn.Linear, shared_width, self.width_out, bias=False, **made) if shared_width else None
         self.register_buffer("usage", torch.zeros(leaves, dtype=torch.int64, device=device), persistent=False)
+        self.remap: Tensor | None
+        self.register_buffer("remap", None)  # after `prune_leaves`: the stored leaf at every place of the tree
         if region_leak:
             self.register_buffer("leak_step", torch.zeros((), dtype=torch.int64, device=device))
         self.reset_parameters(generator)
@@ -145,6 +149,7 @@ class FastFeedforward(nn.Module):
         if self.training and self.depth and (self.balance or self.hardening):
             logits_TN = functional.linear(x_TD, node_weight, node_bias) if logits_TN is None else logits_TN
             self.penalty = self.balance * balance_loss(logits_TN, leaf_T) + self.hardening * hardening_loss(logits_TN)
+        leaf_T = leaf_T if self.remap is None else self.remap[leaf_T]
         return leaf_mlp(x_TD, leaf_T, gate_T, leaves, self.activation, dispatch.leaf_kernel(x_TD, leaves, self.kernel))
 
     def _route(self, x_TD: Tensor, node_weight: Tensor, node_bias: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -168,6 +173,8 @@ class FastFeedforward(nn.Module):
 
     def _mixture(self, x_TD: Tensor, node_weight: Tensor, node_bias: Tensor, leaves: Leaves) -> Tensor:
         share_TL = leaf_probabilities(functional.linear(x_TD, node_weight, node_bias))
+        if self.remap is not None:
+            share_TL = share_TL.new_zeros(len(x_TD), len(self.w1)).index_add(1, self.remap, share_TL)
         y_TE = share_TL @ leaves.b2
         for leaf, share_T in enumerate(share_TL.unbind(1)):
             act_TH = activate(x_TD @ leaves.w1[leaf] + leaves.b1[leaf], self.activation)
@@ -175,7 +182,13 @@ class FastFeedforward(nn.Module):
         return y_TE
 
     def _plain_inference(self) -> bool:
-        return not differentiated() and self.gate != "probability" and self.depth > 0 and not self.count_usage
+        return (
+            not differentiated()
+            and self.gate != "probability"
+            and self.depth > 0
+            and not self.count_usage
+            and self.remap is None
+        )
 
     def _cast(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Leaves]:
         """x and the weights, in autocast's dtype where it is on."""
@@ -188,6 +201,22 @@ class FastFeedforward(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"penalty": None}  # it belongs to a graph, which neither deepcopy nor pickle can take
+
+    def keep_leaves(self, kept_k: Tensor, remap_L: Tensor) -> None:
+        """Store these leaves only; `remap_L` int64 [2**depth] says which of them stands at each place of the tree."""
+        for name in ("w1", "b1", "w2", "b2"):
+            old = getattr(self, name)
+            kept = old.detach()[kept_k.to(old.device)].clone()
+            setattr(self, name, nn.Parameter(kept, requires_grad=old.requires_grad))
+        self.remap = remap_L.to(self.w1.device)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """The state of a pruned layer shrinks this one first."""
+        remap_L = state_dict.get(f"{prefix}remap")
+        if remap_L is not None and self.remap is None and len(remap_L) == len(self.usage):
+            stored = len(state_dict.get(f"{prefix}w1", self.w1))
+            self.keep_leaves(torch.arange(min(stored, len(self.w1))), remap_L)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         return (

@@ -14,7 +14,10 @@ import curate
 PUBLIC = [
     "CurateError",
     "CurateWarning",
+    "FastFeedforward",
+    "FeedforwardConfig",
     "JointSelector",
+    "PathFeedforward",
     "SelectionView",
     "SubBatches",
     "__version__",
@@ -23,6 +26,7 @@ PUBLIC = [
     "explain",
     "inspect",
     "plan",
+    "replace_feedforward",
     "score",
     "select",
     "train",

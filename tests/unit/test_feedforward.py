@@ -220,6 +220,14 @@ def test_layers_follow_autocast(make: object) -> None:
     assert ffn.w1.grad.isfinite().all()
 
 
+def test_a_generator_is_the_only_source_of_weights() -> None:
+    """Two layers from equal generators are equal, and torch's own generator is left alone."""
+    before = torch.get_rng_state()
+    one, other = layer(shared_width=4), layer(shared_width=4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
 def test_empty_inputs_pass_through() -> None:
     """No tokens in, no tokens out, in every mode."""
     for ffn in (layer(), layer(balance=0.1, shared_width=3), PathFeedforward(24, depth=2)):

@@ -194,8 +194,7 @@ def _read_batch(
 def _embed_images(encoder: DualEncoder, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
     if not pixels:
         return np.zeros((0, encoder.width), np.float32)
-    image_BCHW = torch.from_numpy(np.stack([encoder.preprocess(rgb_HWC) for rgb_HWC in pixels]))
-    return encoder.embed_images(image_BCHW).numpy()
+    return encoder.embed_images(encoder.preprocess_batch(pixels)).numpy()
 
 
 def _embed_captions(

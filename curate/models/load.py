@@ -24,10 +24,12 @@ from curate.models.identity import ModelIdentity, digest_json, digest_tokenizer,
 from curate.models.precision import COSINE_BOUND, NativePrecision, Precision, choose_device, choose_precision
 from curate.models.preprocess import RULE, Preprocess
 from curate.models.spec import ModelSpec, parse_spec
+from curate.models.tokens import short_tokens
 from curate.models.towers import image_path, text_parts
 
 _KEEP_LOADED = 4
 _FAST_PATH_TOLERANCE = 1e-4
+_PROBE_CAPTIONS = ["", "a red circle", "two dogs on a beach at sunset, one of them asleep", "word " * 60]
 _loaded: OrderedDict[tuple[Any, ...], DualEncoder] = OrderedDict()
 _lock = threading.Lock()
 
@@ -110,7 +112,7 @@ def encoder_of(
     precision: NativePrecision = "fp32",
     identity: ModelIdentity | None = None,
 ) -> DualEncoder:
-    """Wrap an open_clip module, e.g. one in training: takes its digests and verifies its fast paths.
+    """Wrap an open_clip module, e.g. one just trained: takes its digests and verifies its fast paths.
 
     `architecture` is the model configuration; `identity` reuses the digests of the same weights in another precision.
     """
@@ -146,6 +148,7 @@ def encoder_of(
         context_length=token_1T.shape[-1],
         fast_image=image_path(model),
         text=text_parts(model),
+        fast_tokens=short_tokens(tokenizer),
     )
     return _verified(encoder)
 
@@ -153,8 +156,8 @@ def encoder_of(
 def _verified(encoder: DualEncoder) -> DualEncoder:
     """Drop a fast path that does not give open_clip's own embedding on the probe batch."""
     tolerance = _FAST_PATH_TOLERANCE if encoder.identity.precision == "fp32" else 4 * COSINE_BOUND
-    plain = replace(encoder, fast_image=None, text=None)
-    image, text = _probe(encoder)
+    plain = replace(encoder, fast_image=None, text=None, fast_tokens=None)
+    image, text = _probe(plain)
     with torch.inference_mode():
         wrong = []
         if (
@@ -164,6 +167,8 @@ def _verified(encoder: DualEncoder) -> DualEncoder:
             wrong.append("fast_image")
         if encoder.text and _distance(encode_texts(encoder, text), encode_texts(plain, text)) > tolerance:
             wrong.append("text")
+        if encoder.fast_tokens and not torch.equal(encoder.fast_tokens(_PROBE_CAPTIONS), text):
+            wrong.append("fast_tokens")
     for name in wrong:
         warnings.warn(
             f"{encoder.identity.name}: the short {name.removeprefix('fast_')} path differs from open_clip's "
@@ -179,8 +184,7 @@ def _probe(encoder: DualEncoder) -> tuple[Tensor, Tensor]:
     """Four smooth images and four captions of different lengths, the same on every machine."""
     coarse = torch.randint(0, 256, (4, 3, 4, 4), generator=torch.Generator().manual_seed(7)).float()
     image = functional.interpolate(coarse, (encoder.rule.height, encoder.rule.width), mode="bilinear").to(torch.uint8)
-    captions = ["", "a red circle", "two dogs on a beach at sunset, one of them asleep", "word " * 60]
-    return image, encoder.tokenize(captions)
+    return image, encoder.tokenize(_PROBE_CAPTIONS)
 
 
 def _probe_cosines(encoder: DualEncoder) -> Tensor:

@@ -65,6 +65,10 @@ class Preprocess:
 
     def __call__(self, rgb_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize and crop `rgb_HWC` (any size, RGB) to [3, height, width], uint8."""
+        return np.ascontiguousarray(self.pixels(rgb_HWC).transpose(2, 0, 1))
+
+    def pixels(self, rgb_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The same as [height, width, 3], read-only: the order in which convolutions run fastest on a CPU."""
         image = Image.fromarray(rgb_HWC)
         if self.resize_mode == "squash":
             out = image.resize((self.width, self.height), _FILTERS[self.interpolation])
@@ -72,7 +76,7 @@ class Preprocess:
             out = self._shortest(image)
         else:
             out = self._longest(image)
-        return np.ascontiguousarray(np.asarray(out).transpose(2, 0, 1))
+        return np.frombuffer(out.tobytes(), np.uint8).reshape(self.height, self.width, 3)
 
     def _shortest(self, image: Image.Image) -> Image.Image:
         W, H = image.size

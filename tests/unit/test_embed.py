@@ -96,6 +96,9 @@ def test_groups_of_many_captions() -> None:
     captions = [" ".join(["red", "star", "on", "blue"][: 1 + n % 4] * (1 + n % 3)) + f" {n}" for n in range(50)]
     with torch.inference_mode():
         whole = model.module.encode_text(model.tokenize(captions), normalize=True)
+    assert model.text is not None
+    grouped = towers.encode_text_trimmed(model.text, model.tokenize(captions), group=1)
+    torch.testing.assert_close(functional.normalize(grouped, dim=-1), whole, atol=1e-5, rtol=0)
     torch.testing.assert_close(model.embed_texts(model.tokenize(captions)), whole, atol=1e-5, rtol=0)
 
 
@@ -107,6 +110,15 @@ def test_a_wrong_fast_path_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     _, text = theirs(model)
     torch.testing.assert_close(model.embed_texts(model.tokenize(CAPTIONS)), text, atol=1e-6, rtol=0)
     assert not model.causal_text
+
+
+def test_wrong_tokens_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short way to the tokens that differs from the tokenizer is dropped, with a warning."""
+    monkeypatch.setattr("curate.models.load.short_tokens", lambda own: lambda captions: own(captions).flip(1))
+    with pytest.warns(CurateWarning, match="short tokens path differs"):
+        model = encoder({})
+    assert model.fast_tokens is None
+    assert torch.equal(model.tokenize(CAPTIONS), tokenizer()(CAPTIONS))
 
 
 @pytest.fixture

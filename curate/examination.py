@@ -1,7 +1,7 @@
 """`curate doctor`: what this machine has, how fast it is, what falls back to what, and what each fallback costs here.
 
-Every probe is isolated: what is absent or fails becomes a line with its reason, never an exception. About four seconds,
-most of them the import of torch and the measurements.
+Every probe is isolated: what is absent or fails becomes a line with its reason, never an exception. About eight
+seconds, most of them the import of torch and the measurements; the first time, C++ kernels are compiled as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from curate import machine, rates
+from curate import kernel_survey, machine, rates
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,6 +93,7 @@ class Examination:
     facts: tuple[Fact, ...]
     rates: tuple[Rate, ...]
     fallbacks: tuple[Fallback, ...]
+    crossovers: tuple[kernel_survey.Crossover, ...]
     seconds: float
 
     @property
@@ -124,8 +125,13 @@ def examine(*, seconds: float = 2.0, directory: Path | None = None) -> Examinati
     found = tuple(_measure(cores.usable, accelerator, max(0.02, seconds / _PROBES), directory))
     measured = {rate.name: rate.value for rate in found}
     facts = tuple(_facts(cores, machine.memory(limits), accelerator, why, compiler))
-    fallbacks = tuple(_fallbacks(versions, measured, accelerator, cores, compiler))
-    return Examination(versions, facts, found, fallbacks, time.perf_counter() - start)
+    natives, _ = _attempt(kernel_survey.native_kernels)
+    crossovers, _ = _attempt(kernel_survey.crossovers)
+    fallbacks = (
+        *_fallbacks(versions, measured, accelerator, cores),
+        *_kernels(natives or (), crossovers or (), accelerator),
+    )
+    return Examination(versions, facts, found, fallbacks, crossovers or (), time.perf_counter() - start)
 
 
 def _attempt(probe: Callable[[], T]) -> tuple[T | None, str]:
@@ -223,7 +229,6 @@ def _fallbacks(
     measured: dict[str, float | None],
     accelerator: _Accelerator | None,
     cores: machine.Cores,
-    compiler: str | None,
 ) -> Iterator[Fallback]:
     """What does each job here, and what that costs by the measurements."""
     absent = [version.name for version in versions if version.version is None and not version.optional]
@@ -245,7 +250,6 @@ def _fallbacks(
         native = accelerator.bf16
         here = "bf16" if native else "fp32: no bf16 in this GPU"
     yield Fallback("precision", "full" if native else "fallback", here, ratio)
-    yield _kernels(accelerator, compiler)
 
 
 def _decoding(measured: dict[str, float | None]) -> Fallback:
@@ -269,13 +273,30 @@ def _pairs_a_second(gigaflops: float | None) -> str:
     return f"ViT-B-32: at most {gigaflops * 1e9 / VIT_B_32_FLOPS:,.1f} pairs/s, by the matrix rate"
 
 
-def _kernels(accelerator: _Accelerator | None, compiler: str | None) -> Fallback:
+def _kernels(
+    natives: Sequence[kernel_survey.NativeKernel],
+    crossovers: Sequence[kernel_survey.Crossover],
+    accelerator: _Accelerator | None,
+) -> Iterator[Fallback]:
+    """One row per kernel: Triton on a GPU, C++ where it was compiled, else torch and what that costs."""
     on_gpu = accelerator is not None and accelerator.device == "cuda"
     if on_gpu and importlib.util.find_spec("triton") is not None:
-        return Fallback("kernels", "full", "torch; Triton can compile", "")
-    here = "plain torch" if compiler is None else f"plain torch; {compiler.split()[0]} can compile"
-    why = "Triton is not installed" if on_gpu else "no GPU for Triton"
-    return Fallback("kernels", "fallback", here, f"{why}; selection is matrix products either way")
+        yield Fallback("kernels", "full", "Triton", "")
+        return
+    if on_gpu:
+        yield Fallback("kernels on the GPU", "fallback", "torch's own products", "Triton is not installed")
+    for native in natives:
+        here = f"C++{'' if native.threaded else ', one thread: no OpenMP'}"
+        built = f"compiled in {native.seconds:g} s" if native.seconds else "compiled before"
+        state = "full" if native.built and native.threaded else "fallback"
+        if native.built:
+            yield Fallback(native.job, state, here, built)
+        else:
+            yield Fallback(native.job, state, "torch's own products", native.why_not or "")
+    lost = [row for row in crossovers if row.over_dense.get(row.chosen, 1) < 1]
+    for row in lost:
+        cost = f"{row.over_dense[row.chosen]:.2g}x the dense layer at {row.tokens} tokens, {row.dtype}"
+        yield Fallback("fast feedforward", "fallback", row.chosen, f"{cost}: calibrate, or choose {row.quickest}")
 
 
 def render_examination(exam: Examination, console: Console) -> None:
@@ -293,7 +314,11 @@ def render_examination(exam: Examination, console: Console) -> None:
     paths = _table("What does the work", "", "", "here", "cost")
     for row in exam.fallbacks:
         paths.add_row(row.job, Text(row.state, style=_STYLES[row.state]), Text(row.here), Text(row.cost))
-    for part in (facts, speed, paths):
+    speedups = _table("Fast feedforward over dense, width 768, depth 5 x 96", "tokens", "dtype", "taken", "speed-ups")
+    for crossover in exam.crossovers:
+        each = ", ".join(f"{name} {ratio:.3g}x" for name, ratio in crossover.over_dense.items())
+        speedups.add_row(str(crossover.tokens), crossover.dtype, crossover.chosen, each)
+    for part in (facts, speed, paths, speedups):
         console.print(part)
         console.print()
     verdict = ("Ready.", "green") if exam.healthy else ("Not ready: see what is missing above.", "bold red")

@@ -68,7 +68,8 @@ def _select(spec: SelectSpec, attempt: Attempt) -> dict[str, Any]:
     reason_B, detail_B = _find_duplicates(rows, spec.settings)
     unique_U = np.flatnonzero(reason_B == "")
     size = min(spec.batch.size, len(unique_U))
-    table = _as_table(rows, reason_B, detail_B, unique_U, _draw(spec, rows, unique_U, size) if size else None)
+    draw = _draw(spec, rows, unique_U, size) if size else None
+    table = _as_table(rows, reason_B, detail_B, unique_U, draw)
     with attempt.open(".parquet") as file:
         scores.write_table(file, table, {"super_batch": spec.batch.number, "size": size})
     return {
@@ -77,6 +78,7 @@ def _select(spec: SelectSpec, attempt: Attempt) -> dict[str, Any]:
         "duplicates": len(reason_B) - len(unique_U),
         "asked": spec.batch.size,
         "drawn": size,
+        "kernel": None if draw is None else draw.kernel,
         "shards": [piece.shard for piece in spec.batch.pieces],
     }
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curate.errors import UsageError
-from curate.kernels.selection import Loss, PairKernel, Side
+from curate.kernels.selection import Loss, PairKernel, Side, native
+from curate.kernels.selection.native import NativePairs
 from curate.kernels.selection.tiled import TiledPairs
 from curate.machine import cores
 from curate.selection.criteria import Criterion, check_loss, require_models
@@ -51,6 +52,7 @@ class Draw:
     chunk_b: NDArray[np.int16]
     logit_b: NDArray[np.float32]  # when drawn
     logit_B: NDArray[np.float32]  # of a chosen one when drawn, of the others at the last chunk
+    kernel: str  # whose arithmetic it was: two kernels agree to rounding, which at a near tie is another member
 
 
 def draw_joint(
@@ -92,7 +94,7 @@ def draw_joint(
     threads = cores().usable if threads is None else threads
     if threads < 1:
         raise UsageError(f"threads is {threads}; give 1 or more, or leave it out for all cores")
-    kernel = TiledPairs(sides, loss, order_B, threads=threads)
+    kernel = (NativePairs if native.supports(sides) else TiledPairs)(sides, loss, order_B, threads=threads)
     return draw_with(kernel, sample_ids, size=size, chunks=chunks, gain=gain, seed=seed, step=step)
 
 
@@ -116,7 +118,9 @@ def draw_with(
         standing = without(standing, drawn[-1])
     index_b = np.concatenate(drawn)
     chunk_b = np.repeat(np.arange(len(parts), dtype=np.int16), parts)
-    return Draw(index_b, chunk_b, logit_B[index_b].astype(np.float32), logit_B.astype(np.float32))
+    return Draw(
+        index_b, chunk_b, logit_B[index_b].astype(np.float32), logit_B.astype(np.float32), type(kernel).__name__
+    )
 
 
 def chunk_sizes(size: int, chunks: int) -> list[int]:

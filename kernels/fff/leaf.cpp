@@ -101,15 +101,24 @@ inline void rows_in(const float* base, int64_t width, int64_t count, const float
 
 // ---- forward ----
 
+// A leaf's weights, to be brought in during a product of so many rows: with few rows, reading them is all there is.
 template <class S>
-inline void forward_item(const Call& c, const int64_t e, const int32_t* at, int64_t count, const Room<S>& room, float* own) {
+inline Ahead ahead(const S* weights, int64_t leaf, int64_t size, int64_t count) {
+    const bool worth = count >= ROWS && size * int64_t(sizeof(S)) <= IN_CACHE;
+    return worth ? Ahead::of(weights + leaf * size, size) : Ahead{};
+}
+
+template <class S>
+inline void forward_item(const Call& c, int64_t e, int64_t then, const int32_t* at, int64_t count, const Room<S>& room,
+                         float* own) {
     const int64_t D = c.D, E = c.E, H = c.H, width = room.width;
     const S *b1 = in<S>(c.b1) + e * H, *b2 = in<S>(c.b2) + e * E, *gate = in<S>(c.gate);
     S *pre = out<S>(c.pre_out), *y = out<S>(c.y);
     float* hidden = room.hidden(own);
     const float* rows[TOKENS];
     rows_of(in<S>(c.x), D, at, count, room.widened(own), rows);
-    product_of_either(count, D, H, H, rows, 1, in<S>(c.w1) + e * D * H, room.panels(own),
+    product_of_either(count, D, H, H, rows, 1, in<S>(c.w1) + e * D * H,
+                      ahead(in<S>(c.w2), e, H * E, count), room.panels(own),
                       [&](int64_t i, int64_t h, F sum, int) TILES_LAMBDA { simd::store(hidden + i * width + h, sum); });
     with_activation(c.activation, [&](auto kind) {
         for (int64_t i = 0; i < count; ++i)
@@ -120,7 +129,8 @@ inline void forward_item(const Call& c, const int64_t e, const int32_t* at, int6
             });
     });
     rows_in(hidden, width, count, rows);
-    product_of_either(count, H, E, E, rows, 1, in<S>(c.w2) + e * H * E, room.panels(own),
+    product_of_either(count, H, E, E, rows, 1, in<S>(c.w2) + e * H * E,
+                      then == e ? Ahead{} : ahead(in<S>(c.w1), then, D * H, count), room.panels(own),
                       [&](int64_t i, int64_t n, F sum, int size) TILES_LAMBDA {
                           F value = sum + load_some(b2 + n, size);
                           if (gate) value *= simd::splat(widen(gate[at[i]]));
@@ -137,7 +147,8 @@ int forward(const Call& c, const int64_t* leaf) {
     const Buffer scratch(room.size * std::min<int64_t>(c.threads, int64_t(items.size())));
     in_parallel(int64_t(items.size()), int(c.threads), [&](int64_t i, int thread) {
         const Item& item = items[size_t(i)];
-        forward_item<S>(c, item.leaf, sorted.order.data() + item.from, item.count, room, scratch.at() + thread * room.size);
+        const int64_t then = items[std::min(items.size() - 1, size_t(i + c.threads))].leaf;
+        forward_item<S>(c, item.leaf, then, sorted.order.data() + item.from, item.count, room, scratch.at() + thread * room.size);
     });
     return FINE;
 }
@@ -217,7 +228,7 @@ inline void backward_w1(const Call& c, int64_t e, int64_t d0, const int32_t* at,
     for (int64_t i = 0; i < count; ++i) widen_row(in<S>(c.x) + at[i] * D + d0, turned + i * BLOCK, high);
     const float* rows[BLOCK];
     rows_in(turned, 1, high, rows);
-    product_of_either(high, count, width, H, rows, BLOCK, dpre, panels,
+    product_of_either(high, count, width, H, rows, BLOCK, dpre, Ahead{}, panels,
                       [&](int64_t i, int64_t h, F sum, int n) TILES_LAMBDA { store_some(dw1 + i * H + h, sum, n); });
 }
 
@@ -294,7 +305,7 @@ inline void tangent_item(const Call& c, const Item& item, const int32_t* at, con
     std::fill(mixed, mixed + count * width, 0.0f);
     const auto add_product = [&](const void* x, const void* w1) {
         rows_of(in<S>(x), D, at, count, room.widened(own), rows);
-        product_of_either(count, D, H, H, rows, 1, in<S>(w1) + e * D * H, room.panels(own),
+        product_of_either(count, D, H, H, rows, 1, in<S>(w1) + e * D * H, Ahead{}, room.panels(own),
                           [&](int64_t i, int64_t h, F sum, int) TILES_LAMBDA {
                               float* to = mixed + i * width + h;
                               simd::store(to, simd::load(to) + sum);
@@ -317,11 +328,11 @@ inline void tangent_item(const Call& c, const Item& item, const int32_t* at, con
     });
     if (c.t_w2) {
         rows_in(act, width, count, rows);
-        product_of_either(count, H, E, E, rows, 1, in<S>(c.t_w2) + e * H * E, room.panels(own),
+        product_of_either(count, H, E, E, rows, 1, in<S>(c.t_w2) + e * H * E, Ahead{}, room.panels(own),
                           [&](int64_t i, int64_t n, F sum, int) TILES_LAMBDA { simd::store(sums + i * padded(E) + n, sum); });
     }
     rows_in(mixed, width, count, rows);
-    product_of_either(count, H, E, E, rows, 1, in<S>(c.w2) + e * H * E, room.panels(own),
+    product_of_either(count, H, E, E, rows, 1, in<S>(c.w2) + e * H * E, Ahead{}, room.panels(own),
                       [&](int64_t i, int64_t n, F sum, int size) TILES_LAMBDA {
                           if (c.t_w2) sum += simd::load(sums + i * padded(E) + n);
                           if (t_b2) sum += gates(i) * load_some(t_b2 + n, size);

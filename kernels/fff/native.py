@@ -133,7 +133,7 @@ def leaf_infer(
         _check_nodes(x_TD, node_weight_ND, node_bias_N)
         x, w1, b1, w2, b2, weight, bias = [t.contiguous() for t in tensors]
         return leaf_infer(x, weight, bias, Leaves(w1, b1, w2, b2), activation)
-    y_TE = torch.empty((T, E), dtype=dtype)
+    y_TE = torch.empty_like(x_TD) if E == D else torch.empty((T, E), dtype=dtype)  # the first is 0.8 us faster
     pointers = [t.data_ptr() for t in tensors]
     sizes = (T, D, E, L, H, dtype is torch.bfloat16, _NUMBER[activation], torch.get_num_threads())
     _check(_function("leaf_infer")(_LEAF_CORE(*pointers, y_TE.data_ptr(), *sizes)))
@@ -235,7 +235,7 @@ def path_infer(x_TD: Tensor, paths: Paths, activation: Activation) -> Tensor:
         _check_supported(x_TD)
         x, *weights = [t.contiguous() for t in tensors]
         return path_infer(x, Paths(*weights), activation)
-    y_TE = torch.empty((T, E), dtype=dtype)
+    y_TE = torch.empty_like(x_TD) if E == D else torch.empty((T, E), dtype=dtype)  # the first is 0.8 us faster
     pointers = [t.data_ptr() for t in tensors]
     sizes = (T, D, E, K, N, N.bit_length(), dtype is torch.bfloat16, _NUMBER[activation], torch.get_num_threads())
     _check(_function("path_infer")(_PATH_CORE(*pointers, y_TE.data_ptr(), *sizes)))

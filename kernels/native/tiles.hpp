@@ -240,6 +240,21 @@ inline void product(int64_t M, int64_t K, int64_t N, const float* const* rows, p
     }
 }
 
+// Memory that is wanted next, brought into the second-level cache bit by bit while tiles are computed: read in columns,
+// weights would come a cache line at a time.
+struct Ahead {
+    const char *at = nullptr, *end = nullptr;
+    template <class S>
+    static Ahead of(const S* from, int64_t size) {
+        const char* at = reinterpret_cast<const char*>(from);
+        return {at, at + size * int64_t(sizeof(S))};
+    }
+    TILES_INLINE void bring(int64_t bytes) {
+        const char* until = std::min(end, at + bytes);
+        for (; at < until; at += 64) __builtin_prefetch(at, 0, 2);
+    }
+};
+
 // ---- few rows: b where it lies, contiguous [K, N] ----
 
 // V vectors from column n0 on, into `out`, rows of V vectors. A vector may read past its row into the next ones, but
@@ -278,14 +293,17 @@ TILES_INLINE int64_t widest_tile(int64_t K, int64_t N, int64_t n0, int64_t end, 
 // Columns 0 to `end` of the N.
 template <class S, class Put>
 inline void product_in_place(int64_t M, int64_t K, int64_t N, int64_t end, const float* const* rows, ptrdiff_t step,
-                             const S* b, Put put) {
+                             const S* b, Ahead ahead, Put put) {
     alignas(64) float sums[SUMS * lanes];
+    const int64_t tiles = (M + ROWS - 1) / ROWS * ((end + PANEL - 1) / PANEL);
+    const int64_t share = (ahead.end - ahead.at) / std::max<int64_t>(1, tiles) + 64;
     for (int64_t m = 0; m < M; m += ROWS) {
         const int64_t count = std::min<int64_t>(ROWS, M - m);
         for (int64_t n = 0, wide = 0; n < end; n += wide) {
             constant<ROWS>(int(count), [&](auto R) TILES_LAMBDA {
                 wide = widest_tile<R.value, 12>(K, N, n, end, rows + m, step, b, sums);
             });
+            ahead.bring(share * wide / PANEL);
             put_tile(sums, m, count, wide, n, std::min(wide, end - n), put);
         }
     }
@@ -294,9 +312,9 @@ inline void product_in_place(int64_t M, int64_t K, int64_t N, int64_t end, const
 // What repays packing: b too large to stay in the second-level cache while the rows pass over it, and several rows.
 template <class S, class Put>
 inline void product_of_either(int64_t M, int64_t K, int64_t N, int64_t end, const float* const* rows, ptrdiff_t step,
-                              const S* b, float* scratch, Put put) {
+                              const S* b, Ahead ahead, float* scratch, Put put) {
     if (M <= 2 * ROWS || K * N * int64_t(sizeof(S)) <= IN_CACHE)
-        product_in_place(M, K, N, end, rows, step, b, put);
+        product_in_place(M, K, N, end, rows, step, b, ahead, put);
     else
         product(M, K, end, rows, step, Plain<S>{b, N}, scratch, put);
 }

@@ -107,7 +107,7 @@ inline void swap_quarters(F (&row)[lanes], std::integer_sequence<int, lane...> e
 
 }  // namespace detail
 
-inline void transpose(F (&row)[lanes]) {
+inline void transpose(F (&row)[lanes]) {  // a square of lanes x lanes
     detail::swap_quarters<lanes / 2>(row, std::make_integer_sequence<int, lanes>{});
 }
 

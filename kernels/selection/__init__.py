@@ -17,7 +17,7 @@ sorts it by something intrinsic to the samples gets the same bits for any order 
 constructor: `Kernel(sides, loss, order_B, ...)`. Cost of the updates: 8 B b d multiply-adds x 2 for two models and
 both directions.
 
-`plain.py` builds whole B x C tiles and is the oracle; `tiled.py` streams.
+`plain.py` builds whole B x C tiles and is the oracle; `tiled.py` streams with torch; `native.py` is C++.
 """
 
 from __future__ import annotations

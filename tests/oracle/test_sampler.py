@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from curate.kernels.selection import Side, tiled
+from curate.kernels.selection import Side, native, tiled
+from curate.kernels.selection.native import NativePairs
 from curate.kernels.selection.plain import PlainPairs
 from curate.kernels.selection.tiled import TiledPairs, softplus_sums
 from curate.selection import joint
@@ -32,15 +34,30 @@ _SPEC.loader.exec_module(brute)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-5}
 
 
+# Which kernel draws, and how its embeddings are stored; brute force gets the same numbers in fp64.
+KERNELS = [("TiledPairs", torch.float64), ("TiledPairs", torch.float32), ("NativePairs", torch.float32)]
+
+
+@pytest.fixture(params=KERNELS, ids=lambda param: f"{param[0]}-{str(param[1])[6:]}")
+def stored(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """The dtype to store embeddings in; makes `draw_joint` take the kernel."""
+    name, dtype = request.param
+    if name == "NativePairs" and native.why_not() is not None:
+        pytest.skip(f"no native kernel: {native.why_not()}")
+    if name == "TiledPairs":
+        monkeypatch.setattr(native, "supports", lambda _: False)
+    return dtype
+
+
 def unit_rows(seed: int, size: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.nn.functional.normalize(torch.randn(size, width, generator=generator, dtype=torch.float64), dim=1)
 
 
-def model(seed: int, size: int, width: int, scale: float, bias: float) -> Pairs:
+def model(seed: int, size: int, width: int, scale: float, bias: float, dtype: torch.dtype = torch.float64) -> Pairs:
     image_BD = unit_rows(seed, size, width)
     text_BD = torch.nn.functional.normalize(image_BD + unit_rows(seed + 1, size, width), dim=1)
-    return Pairs(image_BD, text_BD, scale, bias)
+    return Pairs(image_BD.to(dtype), text_BD.to(dtype), scale, bias)
 
 
 def ids_of(size: int, seed: int = 0) -> np.ndarray:
@@ -48,7 +65,9 @@ def ids_of(size: int, seed: int = 0) -> np.ndarray:
 
 
 def numbers(pairs: Pairs | None) -> brute.Model | None:
-    return None if pairs is None else (pairs.image_BD.numpy(), pairs.text_BD.numpy(), pairs.scale, pairs.bias)
+    if pairs is None:
+        return None
+    return pairs.image_BD.double().numpy(), pairs.text_BD.double().numpy(), pairs.scale, pairs.bias
 
 
 def brute_force(
@@ -70,9 +89,11 @@ def same(draw: Draw, expected: tuple[list[int], list[float]]) -> bool:
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(("size", "width"), [(1, 3), (2, 1), (7, 3), (97, 80), (97, 1), (331, 3)])
-def test_the_sampler_draws_what_brute_force_draws(size: int, width: int, loss: str, criterion: str) -> None:
+def test_the_sampler_draws_what_brute_force_draws(
+    size: int, width: int, loss: str, criterion: str, stored: torch.dtype
+) -> None:
     """For odd sizes, widths and chunk counts the fast draw equals the brute-force draw, member by member."""
-    reference, learner = model(1, size, width, 30.0, -8.0), model(5, size, width, 12.0, -3.0)
+    reference, learner = model(1, size, width, 30.0, -8.0, stored), model(5, size, width, 12.0, -3.0, stored)
     for chunks, part in itertools.product((1, 3, 16, 50), (1, (size + 2) // 3, size)):
         if size == 331 and (chunks not in (3, 16) or part == size):
             continue
@@ -99,24 +120,27 @@ def test_small_tiles_and_several_threads_draw_the_same(
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("gain", [0.0, 1.0, 100.0, 1e4])
 @pytest.mark.parametrize(("scale", "bias"), [(1.0, 0.0), (10.0, 10.0), (117.3, -12.9), (200.0, -20.0), (200.0, 10.0)])
-def test_extreme_scales_biases_and_gains_change_nothing(scale: float, bias: float, gain: float, loss: str) -> None:
+def test_extreme_scales_biases_and_gains_change_nothing(
+    scale: float, bias: float, gain: float, loss: str, stored: torch.dtype
+) -> None:
     """Gains up to 1e4, scales up to 200 and biases from -20 to 10 neither overflow nor leave the brute-force draw."""
-    reference, learner = model(1, 61, 4, scale, bias), model(5, 61, 4, 201.0 - scale, -10.0 - bias)
+    reference = model(1, 61, 4, scale, bias, stored)
+    learner = model(5, 61, 4, 201.0 - scale, -10.0 - bias, stored)
     draw = draw_joint(reference, learner, ids_of(61), size=20, chunks=6, loss=loss, gain=gain)
     assert same(draw, brute_force(reference, learner, 20, 6, "learnability", loss, gain))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("kind", ["identical rows", "one row for all", "opposite rows"])
-def test_degenerate_similarities_change_nothing(kind: str, loss: str) -> None:
+def test_degenerate_similarities_change_nothing(kind: str, loss: str, stored: torch.dtype) -> None:
     """Rows that repeat, similarities that are all equal, and similarities of -1 give the brute-force draw."""
-    pairs = model(1, 40, 3, 20.0, -5.0)
+    pairs = model(1, 40, 3, 20.0, -5.0, stored)
     if kind == "identical rows":
         pairs = replace(
             pairs, image_BD=pairs.image_BD[torch.arange(40) // 8], text_BD=pairs.text_BD[torch.arange(40) // 8]
         )
     elif kind == "one row for all":
-        one_BD = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64).repeat(40, 1)
+        one_BD = torch.tensor([[1.0, 0.0, 0.0]], dtype=stored).repeat(40, 1)
         pairs = replace(pairs, image_BD=one_BD, text_BD=one_BD)
     else:
         pairs = replace(pairs, text_BD=-pairs.image_BD)
@@ -200,6 +224,13 @@ class _OneDirection(PlainPairs):
         return super()._tiles(side, chosen_c)[:1]
 
 
+class _OneDirectionNative(NativePairs):
+    """Wrong in the same way."""
+
+    def _ways(self) -> Iterator[tuple[Side, Tensor, Tensor]]:
+        return itertools.islice(super()._ways(), 0, None, 2)
+
+
 def _truncated(size: int, chunks: int) -> list[int]:
     return [int(size / chunks)] * chunks
 
@@ -208,9 +239,17 @@ def _truncated(size: int, chunks: int) -> list[int]:
 @pytest.mark.parametrize(
     "wrong", ["none", "bias sign", "learner for reference", "one direction", "chosen not masked", "truncated chunks"]
 )
-def test_a_planted_wrong_sampler_is_caught(wrong: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("right_kernel", "wrong_kernel", "dtype"),
+    [(PlainPairs, _OneDirection, torch.float64), (NativePairs, _OneDirectionNative, torch.float32)],
+)
+def test_a_planted_wrong_sampler_is_caught(
+    right_kernel: Any, wrong_kernel: Any, dtype: torch.dtype, wrong: str, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each of five plausible mistakes leaves the brute-force draw; the same comparison without one passes."""
-    reference, learner = model(1, 61, 5, 20.0, -4.0), model(5, 61, 5, 6.0, -1.0)
+    if right_kernel is NativePairs and native.why_not() is not None:
+        pytest.skip(f"no native kernel: {native.why_not()}")
+    reference, learner = model(1, 61, 5, 20.0, -4.0, dtype), model(5, 61, 5, 6.0, -1.0, dtype)
     expected = brute_force(reference, learner, 23, 4, "learnability", loss, 20.0)
     if wrong == "bias sign":
         reference, learner = replace(reference, bias=4.0), replace(learner, bias=1.0)
@@ -220,8 +259,8 @@ def test_a_planted_wrong_sampler_is_caught(wrong: str, loss: str, monkeypatch: p
         monkeypatch.setattr(joint, "without", lambda standing, _: standing)
     if wrong == "truncated chunks":
         monkeypatch.setattr(joint, "chunk_sizes", _truncated)
-    sides = [Side(*numbers_as(pairs, torch.float64), weight) for pairs, weight in ((learner, 1.0), (reference, -1.0))]
-    kernel = (_OneDirection if wrong == "one direction" else PlainPairs)(sides, loss, torch.arange(61))
+    sides = [Side(*numbers_as(pairs, dtype), weight) for pairs, weight in ((learner, 1.0), (reference, -1.0))]
+    kernel = (wrong_kernel if wrong == "one direction" else right_kernel)(sides, loss, torch.arange(61))
     draw = draw_with(kernel, ids_of(61), size=23, chunks=4, gain=20.0, seed=0, step=0)
     agrees = len(draw.index_b) == 23 and same(draw, expected)
     softmax_has_no_bias = wrong == "bias sign" and loss == "softmax"

@@ -7,13 +7,29 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from curate.kernels.selection import Side
+from curate.kernels.selection import Side, native
+from curate.kernels.selection.native import NativePairs
 from curate.kernels.selection.tiled import TiledPairs
 from curate.selection.criteria import CRITERIA, LOSSES
 from curate.selection.joint import Draw, Pairs, draw_joint, draw_with
+
+NATIVE = pytest.param(
+    NativePairs, marks=pytest.mark.skipif(native.why_not() is not None, reason=f"no native kernel: {native.why_not()}")
+)
+
+
+@pytest.fixture(params=[TiledPairs, NATIVE])
+def kernel_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[TiledPairs | NativePairs]:
+    """The kernel of every draw in a test; embeddings in fp64 are drawn by `TiledPairs` all the same."""
+    if request.param is TiledPairs:
+        monkeypatch.setattr(native, "supports", lambda _: False)
+    return request.param
+
+
+by_either_kernel = pytest.mark.usefixtures("kernel_type")
 
 
 def corpus(size: int, width: int, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Pairs, Pairs, np.ndarray]:
@@ -35,10 +51,13 @@ def equal(one: Draw, other: Draw) -> bool:
     )
 
 
+# hypothesis objects to fixtures made once for all its examples; this one is the same for all of them
+either = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 shapes = st.tuples(st.integers(1, 90), st.integers(1, 20), st.integers(0, 2**32 - 1))
 
 
-@settings(max_examples=40, deadline=None)
+@by_either_kernel
+@settings(either, max_examples=40)
 @given(shapes, st.data())
 def test_exactly_size_distinct_rows_in_chunks_that_differ_by_one(
     shape: tuple[int, int, int], data: st.DataObject
@@ -57,7 +76,8 @@ def test_exactly_size_distinct_rows_in_chunks_that_differ_by_one(
     assert np.array_equal(draw.logit_B[draw.index_b], draw.logit_b)
 
 
-@settings(max_examples=25, deadline=None)
+@by_either_kernel
+@settings(either, max_examples=25)
 @given(shapes, st.sampled_from(LOSSES), st.sampled_from([torch.float16, torch.float32, torch.float64]))
 def test_the_order_of_the_rows_changes_nothing(shape: tuple[int, int, int], loss: str, dtype: torch.dtype) -> None:
     """Shuffled rows give the same samples in the same order, with the same bits in every logit."""
@@ -71,6 +91,7 @@ def test_the_order_of_the_rows_changes_nothing(shape: tuple[int, int, int], loss
     assert np.array_equal(one.logit_B[order], other.logit_B)
 
 
+@by_either_kernel
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_order_of_the_rows_and_the_threads_change_no_bit_across_tiles(loss: str) -> None:
     """1, 2 and 5 threads and a shuffled input give the same bits with candidates and chosen in several tiles."""
@@ -84,6 +105,7 @@ def test_the_order_of_the_rows_and_the_threads_change_no_bit_across_tiles(loss: 
     assert np.array_equal(draws[0].logit_B[order], other.logit_B)
 
 
+@by_either_kernel
 def test_the_callers_number_of_torch_threads_is_left_alone() -> None:
     """A draw lowers torch's intra-op threads only inside its workers."""
     reference, learner, ids = corpus(60, 8, 3)
@@ -96,6 +118,7 @@ def test_the_callers_number_of_torch_threads_is_left_alone() -> None:
         torch.set_num_threads(before)
 
 
+@by_either_kernel
 @pytest.mark.parametrize("change", [{"seed": 1}, {"step": 1}])
 def test_another_seed_or_step_draws_others(change: dict[str, int]) -> None:
     """At gain 0 the noise decides alone, so a new seed or step changes the selection."""
@@ -106,6 +129,7 @@ def test_another_seed_or_step_draws_others(change: dict[str, int]) -> None:
     assert shared < 30  # 12.5 expected, standard deviation 2.7
 
 
+@by_either_kernel
 def test_a_hair_of_half_precision_storage_changes_few_members() -> None:
     """Embeddings stored in fp16 select at least 97 of 100 of what fp32 selects ."""
     reference, learner, ids = corpus(600, 32, 5)
@@ -117,14 +141,14 @@ def test_a_hair_of_half_precision_storage_changes_few_members() -> None:
     assert len(np.intersect1d(one.index_b, other.index_b)) >= 116
 
 
-def test_inclusion_follows_plackett_luce() -> None:
+def test_inclusion_follows_plackett_luce(kernel_type: type[TiledPairs | NativePairs]) -> None:
     """With one chunk, 3 of 5 come as often as sequential sampling says, by chi-square over 4,000 seeds."""
     reference, learner, ids = corpus(5, 3, 11)
     sides = [
         Side(learner.image_BD, learner.text_BD, 25.0, -6.0, 1.0),
         Side(reference.image_BD, reference.text_BD, 40.0, -9.0, -1.0),
     ]
-    kernel, gain = TiledPairs(sides, "sigmoid", torch.arange(5)), 0.02
+    kernel, gain = kernel_type(sides, "sigmoid", torch.arange(5)), 0.02
     weight = np.exp(gain * kernel.scores().numpy())
     orders = list(itertools.permutations(range(5), 3))
     expected = []

@@ -314,7 +314,9 @@ def render_examination(exam: Examination, console: Console) -> None:
     paths = _table("What does the work", "", "", "here", "cost")
     for row in exam.fallbacks:
         paths.add_row(row.job, Text(row.state, style=_STYLES[row.state]), Text(row.here), Text(row.cost))
-    speedups = _table("Fast feedforward over dense, width 768, depth 5 x 96", "tokens", "dtype", "taken", "speed-ups")
+    speedups = _table(
+        "Fast feedforward over the dense layer of equal width, 768 -> 3,072", "tokens", "dtype", "taken", "speed-ups"
+    )
     for crossover in exam.crossovers:
         each = ", ".join(f"{name} {ratio:.3g}x" for name, ratio in crossover.over_dense.items())
         speedups.add_row(str(crossover.tokens), crossover.dtype, crossover.chosen, each)

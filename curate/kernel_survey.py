@@ -51,17 +51,21 @@ def native_kernels() -> tuple[NativeKernel, ...]:
     return tuple(NativeKernel(job, b.path is not None, b.threaded, round(b.seconds, 1), b.why_not) for job, b in found)
 
 
-def crossovers(dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> tuple[Crossover, ...]:
-    """Measure the leaf variant at the reference shape, and say what dispatch would take."""
+def crossovers(shape: tuple[int, int, int] = REFERENCE, tokens: tuple[int, ...] = TOKENS) -> tuple[Crossover, ...]:
+    """Measure the leaf variant of a (width, depth, leaf width), and say what dispatch would take.
+
+    In fp32, and in bf16 where the hardware multiplies it: elsewhere torch's own bf16 takes seconds, and nobody uses it.
+    """
     import torch
 
     from curate.kernels.fff import Leaves, dispatch
     from curate.kernels.fff.crossovers import Shape, measure
+    from curate.models.precision import has_native_bf16
 
-    width, depth, leaf_width = REFERENCE
+    width, depth, leaf_width = shape
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = []
-    for dtype in dtypes:
+    for dtype in ("float32", "bfloat16") if has_native_bf16(torch.device(device)) else ("float32",):
         kind = getattr(torch, dtype)
         sizes = (
             (2**depth, width, leaf_width),
@@ -70,7 +74,7 @@ def crossovers(dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> tuple[Cross
             (2**depth, width),
         )
         leaves = Leaves(*(torch.empty(size, dtype=kind, device="meta") for size in sizes))
-        for rung in measure(Shape(width, 2**depth, leaf_width, dtype, device), TOKENS):
+        for rung in measure(Shape(width, 2**depth, leaf_width, dtype, device), tokens):
             chosen = dispatch.leaf_choice(torch.empty(rung.tokens, width, dtype=kind, device=device), leaves)
             over = {name: round(rung.dense / seconds, 2) for name, seconds in rung.seconds.items()}
             found.append(Crossover(dtype, rung.tokens, chosen, over))

@@ -11,11 +11,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from curate import examination, machine, rates
+from curate import examination, kernel_survey, machine, rates
 from curate.examination import Examination, examine, render_examination
+from curate.kernel_survey import Crossover
 from curate.machine import Cores, Limits
 
 CPUINFO = "processor\t: 0\nmodel name\t: Test CPU 9000\nflags\t\t: fpu avx2 avx512f avx512_bf16 amx_tile\n"
+
+
+SLOW = Crossover("bfloat16", 1, "native", {"native": 0.5, "masked": 0.9})
+FAST = Crossover("float32", 512, "native", {"native": 20.0, "grouped": 4.0})
 
 
 @pytest.fixture
@@ -24,6 +29,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "jpeg_rate", lambda decoder, **_: 3000.0 if decoder == "simplejpeg" else 1500.0)
     monkeypatch.setattr(rates, "matrix_rate", lambda dtype, **_: 100e9 if dtype == "float32" else 2e9)
     monkeypatch.setattr(rates, "memory_rate", lambda **_: 10e9)
+    monkeypatch.setattr(kernel_survey, "crossovers", lambda: (SLOW, FAST))
 
 
 def rendered(exam: Examination) -> str:
@@ -52,7 +58,16 @@ def test_an_examination_is_json_and_text() -> None:
     value = json.loads(json.dumps(exam.as_json(), allow_nan=False))
     assert value["healthy"] is True
     text = rendered(exam)
-    for word in ("JPEG decoding", "scoring", "precision", "kernels", "3,000 pictures/s", "pyarrow", "Ready."):
+    for word in (
+        "JPEG decoding",
+        "scoring",
+        "precision",
+        "selection",
+        "fast feedforward",
+        "3,000 pictures/s",
+        "pyarrow",
+        "Ready.",
+    ):
         assert word in text
 
 
@@ -116,6 +131,32 @@ def test_no_compiler_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination.shutil, "which", lambda _: None)
     exam = examine()
     assert next(fact for fact in exam.facts if fact.name == "C++ compiler").value == "none"
+
+
+@pytest.mark.usefixtures("quick")
+def test_kernels_say_how_much_they_gain() -> None:
+    """Measured speed-ups over the dense layer are printed, and a choice that loses to it is a fallback with advice."""
+    text = rendered(examine())
+    assert "native 20x, grouped 4x" in text
+    lost = [row for row in examine().fallbacks if "0.5x the dense layer" in row.cost]
+    assert [(row.job, row.state) for row in lost] == [("fast feedforward", "fallback")]
+    assert "choose masked" in lost[0].cost
+
+
+@pytest.mark.usefixtures("quick")
+def test_kernels_without_a_compiler_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A C++ kernel that is not there is a fallback whose cost names the reason."""
+    absent = kernel_survey.NativeKernel("selection", False, False, 0.0, "no C++ compiler is on PATH")
+    monkeypatch.setattr(kernel_survey, "native_kernels", lambda: (absent,))
+    found = row(examine(), "selection")
+    assert (found.state, found.here, found.cost) == ("fallback", "torch's own products", "no C++ compiler is on PATH")
+
+
+def test_crossovers_are_measured() -> None:
+    """The survey times the kernels at a shape and names the one that dispatch takes."""
+    found = kernel_survey.crossovers((16, 2, 4), (1, 8))
+    assert [(each.dtype, each.tokens) for each in found][:2] == [("float32", 1), ("float32", 8)]
+    assert all(each.chosen in each.over_dense and each.quickest in each.over_dense for each in found)
 
 
 @pytest.mark.usefixtures("quick")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,18 @@ from torch.nn import functional, init
 from torch.nn.utils import skip_init
 
 from curate.errors import UsageError
+from curate.feedforward.calling import cast_together, quiet, uncompiled
 from curate.feedforward.penalties import balance_loss, hardening_loss, leaf_probabilities, log_path_probability
 from curate.kernels.fff import Activation, Leaves, dispatch, leaf_of
 from curate.kernels.fff.activations import activate
 from curate.kernels.fff.functions import differentiated, leaf_mlp, route
 
+if TYPE_CHECKING:
+    from curate.kernels.fff.native import Inference
+
 # T tokens, D width in, E width out, L leaves, H neurons of a leaf, N = L - 1 nodes, S shared neurons
 Gate = Literal["none", "log", "probability"]
+_FEW = 16  # tokens whose call is so short that looking for the kernel would be half of it
 
 
 class FastFeedforward(nn.Module):
@@ -72,6 +77,7 @@ class FastFeedforward(nn.Module):
         self.balance, self.hardening, self.region_leak, self.kernel = balance, hardening, region_leak, kernel
         self.soft, self.count_usage = False, False
         self.penalty: Tensor | None = None
+        self._inference: Inference | None = None
         leaves, nodes = 2**depth, 2**depth - 1
         made: dict[str, Any] = {"device": device or torch.get_default_device(), "dtype": dtype}
         self.node_weight = nn.Parameter(torch.empty(nodes, width, **made))
@@ -82,7 +88,9 @@ class FastFeedforward(nn.Module):
         self.b2 = nn.Parameter(torch.empty(leaves, self.width_out, **made))
         # skip_init: their own initialisation would draw from the global generator
         self.shared_in = skip_init(nn.Linear, width, shared_width, **made) if shared_width else None
-        self.shared_out = skip_init(nn.Linear, shared_width, self.width_out, bias=False, **made) if shared_width else None
+        self.shared_out = (
+            skip_init(nn.Linear, shared_width, self.width_out, bias=False, **made) if shared_width else None
+        )
         self.register_buffer("usage", torch.zeros(leaves, dtype=torch.int64, device=device), persistent=False)
         self.remap: Tensor | None
         self.register_buffer("remap", None)  # after `prune_leaves`: the stored leaf at every place of the tree
@@ -126,16 +134,43 @@ class FastFeedforward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] to [..., width_out], in the dtype of x (or autocast's)."""
+        call, own = self._inference, self._parameters
+        if (
+            call is not None
+            and self._plain(x)
+            and quiet(self.kernel)
+            and call.takes(x, (own["w1"], own["b1"], own["w2"], own["b2"], own["node_weight"], own["node_bias"]))
+            and not differentiated()
+        ):
+            return call(x)
+        return uncompiled(self._any, x)
+
+    def _any(self, x: Tensor) -> Tensor:
         x_TD, node_weight, node_bias, leaves = self._cast(x.reshape(-1, self.width))
+        call = None
+        if self._plain_inference():
+            own = (x_TD, node_weight, node_bias, leaves, self.activation, self.kernel)
+            call = self._inference = dispatch.leaf_inference(*own)
         if self.soft:
             y_TE = self._mixture(x_TD, node_weight, node_bias, leaves)
-        elif self._plain_inference() and dispatch.infers(x_TD, leaves, self.kernel):
-            y_TE = dispatch.leaf_infer(x_TD, node_weight, node_bias, leaves, self.activation)
+        elif call is not None:
+            y_TE = call(x_TD.contiguous())
         else:
             y_TE = self._hard(x_TD, node_weight, node_bias, leaves)
         if self.shared_in is not None and self.shared_out is not None:
             y_TE = y_TE + self.shared_out(activate(self.shared_in(x_TD), self.activation))
         return y_TE.reshape(*x.shape[:-1], self.width_out)
+
+    def _plain(self, x: Tensor) -> bool:
+        """Is a call nothing but one leaf for each of a few tokens? (Kernels for more of them are chosen by number.)"""
+        return not (
+            self.soft
+            or self.shared_width
+            or self.count_usage
+            or self.gate == "probability"
+            or self._buffers["remap"] is not None
+            or x.numel() > _FEW * self.width
+        )
 
     def _hard(self, x_TD: Tensor, node_weight: Tensor, node_bias: Tensor, leaves: Leaves) -> Tensor:
         logits_TN, leaf_T = self._route(x_TD, node_weight, node_bias)
@@ -184,6 +219,7 @@ class FastFeedforward(nn.Module):
     def _plain_inference(self) -> bool:
         return (
             not differentiated()
+            and not self.soft
             and self.gate != "probability"
             and self.depth > 0
             and not self.count_usage
@@ -193,14 +229,12 @@ class FastFeedforward(nn.Module):
     def _cast(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Leaves]:
         """x and the weights, in autocast's dtype where it is on."""
         weights = (self.node_weight, self.node_bias, self.w1, self.b1, self.w2, self.b2)
-        if torch.is_autocast_enabled(x_TD.device.type):
-            dtype = torch.get_autocast_dtype(x_TD.device.type)
-            x_TD, *weights = (tensor.to(dtype) for tensor in (x_TD, *weights))  # type: ignore[assignment]
-        node_weight, node_bias, w1, b1, w2, b2 = weights
+        x_TD, node_weight, node_bias, w1, b1, w2, b2 = cast_together(x_TD, weights)
         return x_TD, node_weight, node_bias, Leaves(w1, b1, w2, b2)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"penalty": None}  # it belongs to a graph, which neither deepcopy nor pickle can take
+        # a penalty belongs to a graph, which neither deepcopy nor pickle can take, and addresses to this process
+        return self.__dict__ | {"penalty": None, "_inference": None}
 
     def keep_leaves(self, kept_k: Tensor, remap_L: Tensor) -> None:
         """Store these leaves only; `remap_L` int64 [2**depth] says which of them stands at each place of the tree."""

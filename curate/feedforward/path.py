@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import init
 
 from curate.errors import UsageError
+from curate.feedforward.calling import cast_together, quiet, uncompiled
 from curate.kernels.fff import Activation, Paths, dispatch
 from curate.kernels.fff.functions import differentiated, path_mlp
 
+if TYPE_CHECKING:
+    from curate.kernels.fff.native import Inference
+
 # T tokens, D width in, E width out, K trees, N nodes of a tree, P levels of a path
-_NAMES = ("w1", "b1", "w2", "b2")
 
 
 class PathFeedforward(nn.Module):
@@ -49,6 +52,7 @@ class PathFeedforward(nn.Module):
             raise UsageError(f"width {width}, trees {trees}, depth {depth}: at least 1, 1, and a depth from 0 to 20")
         self.width, self.width_out, self.depth, self.trees = width, width_out or width, depth, trees
         self.activation, self.kernel = activation, kernel
+        self._inference: Inference | None = None
         nodes = 2 ** (depth + 1) - 1
         self.w1 = nn.Parameter(torch.empty(trees, nodes, width, device=device, dtype=dtype))
         self.b1 = nn.Parameter(torch.empty(trees, nodes, device=device, dtype=dtype))
@@ -74,18 +78,28 @@ class PathFeedforward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] to [..., width_out], in the dtype of x (or autocast's)."""
-        own = self._parameters  # one token takes microseconds, and an attribute of a module half of one
-        w1, b1, w2, b2 = (cast(Tensor, own[name]) for name in _NAMES)
-        x_TD = x if x.ndim == 2 else x.reshape(-1, self.width)
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x_TD, w1, b1, w2, b2 = (tensor.to(dtype) for tensor in (x_TD, w1, b1, w2, b2))
+        call, own = self._inference, self._parameters
+        if (
+            call is not None
+            and quiet(self.kernel)
+            and call.takes(x, (own["w1"], own["b1"], own["w2"], own["b2"]))
+            and not differentiated()
+        ):
+            return call(x)
+        return uncompiled(self._any, x)
+
+    def _any(self, x: Tensor) -> Tensor:
+        x_TD, w1, b1, w2, b2 = cast_together(x.reshape(-1, self.width), (self.w1, self.b1, self.w2, self.b2))
         paths = Paths(w1, b1, w2, b2)
-        if not differentiated() and dispatch.infers_paths(x_TD, self.kernel):
-            y_TE = dispatch.path_infer(x_TD, paths, self.activation)
-        else:
-            y_TE = path_mlp(x_TD, paths, self.activation, dispatch.path_kernel(x_TD, self.kernel))
-        return y_TE if x.ndim == 2 else y_TE.reshape(*x.shape[:-1], self.width_out)
+        call = None if differentiated() else dispatch.path_inference(x_TD, paths, self.activation, self.kernel)
+        if call is not None:
+            self._inference = call
+            return call(x_TD.contiguous()).reshape(*x.shape[:-1], self.width_out)
+        y_TE = path_mlp(x_TD, paths, self.activation, dispatch.path_kernel(x_TD, self.kernel))
+        return y_TE.reshape(*x.shape[:-1], self.width_out)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_inference": None}  # addresses are this process's own
 
     def extra_repr(self) -> str:
         return f"{self.width}, depth={self.depth}, trees={self.trees}, activation={self.activation}"

@@ -160,7 +160,7 @@ def _known(model: nn.Module) -> Iterator[tuple[Site, DenseParts | None]]:
 
 def _layer(site: Site, parts: DenseParts | None, seen: Pass) -> LayerReport:
     layer = site.module
-    active, flops = _active(layer)
+    active, flops = per_token(layer)
     dense = flops if parts is not None else _dense_flops(layer)
     rest = (seen.block - seen.layer) / max(seen.tokens, 1)
     return LayerReport(
@@ -188,7 +188,7 @@ def _dense_flops(layer: Any) -> int | None:
     return None if neurons is None else 2 * neurons * (layer.width + layer.width_out)
 
 
-def _active(layer: nn.Module) -> tuple[int, int]:
+def per_token(layer: nn.Module) -> tuple[int, int]:
     """(parameters that one token meets, its FLOPs). The nodes of its own path count, as where tokens descend one by
     one; a kernel that computes the logits of all nodes at once spends 2 D (2**depth - 1 - depth) more."""
     if isinstance(layer, FastFeedforward):

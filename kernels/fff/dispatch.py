@@ -15,15 +15,19 @@ import importlib
 import os
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from curate.kernels.fff import Activation, LeafKernel, Leaves, PathKernel, Paths, crossovers
 
+if TYPE_CHECKING:
+    from curate.kernels.fff.native import Inference
+
 NAMES = ("plain", "grouped", "masked", "native", "on_gpu")
 _ROWS_PER_LEAF = 16  # rows of one AMX tile: with fewer, its units wait for memory
+_ENVIRONMENT = os.environ.get("CURATE_FFF_KERNEL", "")
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("forced", default=None)
 
 
@@ -66,9 +70,19 @@ def leaf_choice(x_TD: Tensor, leaves: Leaves, name: str = "auto") -> str:
     return quickest or "grouped"
 
 
-def infers(x_TD: Tensor, leaves: Leaves, name: str = "auto") -> bool:
-    """Can one C++ call route and compute, when nobody asks for a derivative?"""
-    return leaf_choice(x_TD, leaves, name) == "native"
+def leaf_inference(
+    x_TD: Tensor,
+    node_weight_ND: Tensor,
+    node_bias_N: Tensor,
+    leaves: Leaves,
+    activation: Activation,
+    name: str = "auto",
+) -> Inference | None:
+    """One C++ call that routes and computes, where that is the choice; for when nobody asks for a derivative."""
+    if leaf_choice(x_TD, leaves, name) != "native":
+        return None
+    made: Inference = _native().leaf_inference(x_TD, node_weight_ND, node_bias_N, leaves, activation)
+    return made
 
 
 def routes(x_TD: Tensor, name: str = "auto") -> bool:
@@ -76,23 +90,17 @@ def routes(x_TD: Tensor, name: str = "auto") -> bool:
     return _asked(name) != "plain" and _quickest(x_TD) == "native"
 
 
-def infers_paths(x_TD: Tensor, name: str = "auto") -> bool:
+def path_inference(x_TD: Tensor, paths: Paths, activation: Activation, name: str = "auto") -> Inference | None:
     """The same for the path variant."""
-    return _asked(name) in ("auto", "native") and _quickest(x_TD) == "native"
+    if _asked(name) not in ("auto", "native") or _quickest(x_TD) != "native":
+        return None
+    made: Inference = _native().path_inference(x_TD, paths, activation)
+    return made
 
 
-def leaf_infer(
-    x_TD: Tensor, node_weight_ND: Tensor, node_bias_N: Tensor, leaves: Leaves, activation: Activation
-) -> Tensor:
-    """Route and compute in one C++ call, [T, E]; only where `infers`."""
-    y_TE: Tensor = _native().leaf_infer(x_TD, node_weight_ND, node_bias_N, leaves, activation)
-    return y_TE
-
-
-def path_infer(x_TD: Tensor, paths: Paths, activation: Activation) -> Tensor:
-    """The path variant in one C++ call, [T, E]; only where `infers_paths`."""
-    y_TE: Tensor = _native().path_infer(x_TD, paths, activation)
-    return y_TE
+def unforced(name: str) -> bool:
+    """Is the choice of kernel left to a layer that asks for `name`, as it was when its inference was prepared?"""
+    return _forced.get() is None and not _ENVIRONMENT and name in ("auto", "native")
 
 
 def route_tokens(x_TD: Tensor, node_weight_ND: Tensor, node_bias_N: Tensor) -> Tensor:
@@ -114,7 +122,7 @@ def _matrix_unit(dtype: torch.dtype) -> bool:
 
 def _asked(name: str) -> str:
     if name == "auto":
-        name = _forced.get() or os.environ.get("CURATE_FFF_KERNEL", "auto")
+        name = _forced.get() or _ENVIRONMENT or "auto"
     return name if name in NAMES else _known(name)
 
 

@@ -16,10 +16,12 @@ constexpr int64_t TOKENS = 16 * ROWS;  // of an item, at most: their hidden valu
 constexpr int64_t BLOCK = 16 * ROWS;   // rows of the gradient of W1 in an item
 constexpr int64_t COLUMNS = 96;        // columns of the gradient of W2 in an item
 
-struct Core {  // as native.py packs it; what a function does not use is 0
-    const void *x, *w1, *b1, *w2, *b2, *node_weight, *node_bias;
+struct Core {  // as native.py packs it, a call's own numbers first; what a function does not use is 0
+    const void* x;
     void* y;
-    int64_t T, D, E, L, H, is_bf16, activation, threads;
+    int64_t T, threads;
+    const void *w1, *b1, *w2, *b2, *node_weight, *node_bias;
+    int64_t D, E, L, H, is_bf16, activation;
 };
 
 struct Call : Core {

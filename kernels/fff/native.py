@@ -35,9 +35,10 @@ from curate.kernels.fff import (
 _SOURCES = ("fff/leaf.cpp", "fff/path.cpp")
 _DTYPES = (torch.float32, torch.bfloat16)
 _NUMBER: dict[str, int] = {name: number for number, name in enumerate(get_args(Activation))}  # as in vector_math.hpp
-# `struct Core` and `struct Call` of the two sources
+# `struct Core` and `struct Call` of the two sources: x, y, T and threads, then what a layer does not change
 _LEAF_CORE, _LEAF_CALL = struct.Struct("16q").pack, struct.Struct("33q").pack
 _PATH_CORE, _PATH_CALL = struct.Struct("15q").pack, struct.Struct("30q").pack
+_OWN, _LEAF_LAYER, _PATH_LAYER = (struct.Struct(form).pack for form in ("4q", "12q", "11q"))
 _NONE6: tuple[Tensor | None, ...] = (None,) * 6
 _NONE5: tuple[Tensor | None, ...] = (None,) * 5
 
@@ -107,37 +108,31 @@ def route_tokens(x_TD: Tensor, node_weight_ND: Tensor, node_bias_N: Tensor) -> T
     (T, D), L = x.shape, len(bias) + 1
     _check_nodes(x, weight, bias)
     leaf_T = torch.empty(T, dtype=torch.int64)
-    sizes = (T, D, 0, L, 0, x.dtype is torch.bfloat16, 0, torch.get_num_threads())
-    pointers = (x.data_ptr(), 0, 0, 0, 0, weight.data_ptr(), bias.data_ptr(), leaf_T.data_ptr())
-    _check(_function("route_tokens")(_LEAF_CORE(*pointers, *sizes)))
+    own = (x.data_ptr(), leaf_T.data_ptr(), T, torch.get_num_threads())
+    layer = (0, 0, 0, 0, weight.data_ptr(), bias.data_ptr(), D, 0, L, 0, x.dtype is torch.bfloat16, 0)
+    _check(_function("route_tokens")(_LEAF_CORE(*own, *layer)))
     return leaf_T
 
 
 def leaf_infer(
     x_TD: Tensor, node_weight_ND: Tensor, node_bias_N: Tensor, leaves: Leaves, activation: Activation
 ) -> Tensor:
-    """y [T, E]: `route_tokens` and `leaf_forward` without a gate in one call, with the same bits, for few tokens."""
-    w1, b1, w2, b2 = leaves.w1, leaves.b1, leaves.w2, leaves.b2
-    (T, D), (L, H, E), dtype = x_TD.shape, w2.shape, x_TD.dtype
-    tensors = (x_TD, w1, b1, w2, b2, node_weight_ND, node_bias_N)
-    if not (
-        w1.shape == (L, D, H)
-        and b1.shape == (L, H)
-        and b2.shape == (L, E)
-        and node_weight_ND.shape == (L - 1, D)
-        and node_bias_N.shape == (L - 1,)
-        and activation in _NUMBER
-        and _ready(tensors, dtype)
-    ):
-        check_leaves(x_TD, x_TD.new_empty(T, dtype=torch.int64), None, leaves, activation)
-        _check_nodes(x_TD, node_weight_ND, node_bias_N)
-        x, w1, b1, w2, b2, weight, bias = [t.contiguous() for t in tensors]
-        return leaf_infer(x, weight, bias, Leaves(w1, b1, w2, b2), activation)
-    y_TE = torch.empty_like(x_TD) if E == D else torch.empty((T, E), dtype=dtype)  # the first is 0.8 us faster
-    pointers = [t.data_ptr() for t in tensors]
-    sizes = (T, D, E, L, H, dtype is torch.bfloat16, _NUMBER[activation], torch.get_num_threads())
-    _check(_function("leaf_infer")(_LEAF_CORE(*pointers, y_TE.data_ptr(), *sizes)))
-    return y_TE
+    """y [T, E]: `route_tokens` and `leaf_forward` without a gate in one call, with the same bits."""
+    return leaf_inference(x_TD, node_weight_ND, node_bias_N, leaves, activation)(x_TD.contiguous())
+
+
+def leaf_inference(
+    x_TD: Tensor, node_weight_ND: Tensor, node_bias_N: Tensor, leaves: Leaves, activation: Activation
+) -> Inference:
+    """`leaf_infer` with the checks done once, for any contiguous x of this dtype."""
+    check_leaves(x_TD, x_TD.new_empty(len(x_TD), dtype=torch.int64), None, leaves, activation)
+    _check_nodes(x_TD, node_weight_ND, node_bias_N)
+    (L, H, E), D = leaves.w2.shape, x_TD.shape[1]
+    given = (leaves.w1, leaves.b1, leaves.w2, leaves.b2, node_weight_ND, node_bias_N)
+    held = tuple(tensor.detach().contiguous() for tensor in given)
+    sizes = (D, E, L, H, x_TD.dtype is torch.bfloat16, _NUMBER[activation])
+    layer = _LEAF_LAYER(*map(_address, held), *sizes)
+    return Inference(_function("leaf_infer"), layer, D, E, x_TD.dtype, given, held)
 
 
 def _leaf_call(
@@ -160,11 +155,12 @@ def _leaf_call(
     _check_supported(x_TD)
     (T, D), (L, H, E), dtype = x_TD.shape, leaves.w2.shape, x_TD.dtype
     # these lists are what keeps the copies alive until the call is over
-    core = _contiguous(dtype, (x_TD, leaves.w1, leaves.b1, leaves.w2, leaves.b2, None, None, y))
+    core = _contiguous(dtype, (x_TD, y, leaves.w1, leaves.b1, leaves.w2, leaves.b2, None, None))
     more = _contiguous(dtype, (gate_T, pre, grad, pre_out, *out, *tangents))
     leaf = leaf_T.contiguous()
-    sizes = (T, D, E, L, H, dtype is torch.bfloat16, _NUMBER[activation], torch.get_num_threads())
-    packed = _LEAF_CALL(*map(_address, core), *sizes, leaf.data_ptr(), *map(_address, more))
+    own = (_address(core[0]), _address(core[1]), T, torch.get_num_threads())
+    sizes = (D, E, L, H, dtype is torch.bfloat16, _NUMBER[activation])
+    packed = _LEAF_CALL(*own, *map(_address, core[2:]), *sizes, leaf.data_ptr(), *map(_address, more))
     _check(_function(name)(packed))
 
 
@@ -219,27 +215,20 @@ def path_jvp(
 
 
 def path_infer(x_TD: Tensor, paths: Paths, activation: Activation) -> Tensor:
-    """y [T, E] of `path_forward`, with the same bits, for few tokens: nothing is kept for a backward pass."""
-    w1, b1, w2, b2 = paths.w1, paths.b1, paths.w2, paths.b2
-    (T, D), (K, N, E), dtype = x_TD.shape, w2.shape, x_TD.dtype
-    tensors = (x_TD, w1, b1, w2, b2)
-    if not (
-        w1.shape == (K, N, D)
-        and b1.shape == (K, N)
-        and b2.shape == (E,)
-        and N & (N + 1) == 0
-        and activation in _NUMBER
-        and _ready(tensors, dtype)
-    ):
-        check_paths(x_TD, paths, activation)
-        _check_supported(x_TD)
-        x, *weights = [t.contiguous() for t in tensors]
-        return path_infer(x, Paths(*weights), activation)
-    y_TE = torch.empty_like(x_TD) if E == D else torch.empty((T, E), dtype=dtype)  # the first is 0.8 us faster
-    pointers = [t.data_ptr() for t in tensors]
-    sizes = (T, D, E, K, N, N.bit_length(), dtype is torch.bfloat16, _NUMBER[activation], torch.get_num_threads())
-    _check(_function("path_infer")(_PATH_CORE(*pointers, y_TE.data_ptr(), *sizes)))
-    return y_TE
+    """y [T, E] of `path_forward`, with the same bits: nothing is kept for a backward pass."""
+    return path_inference(x_TD, paths, activation)(x_TD.contiguous())
+
+
+def path_inference(x_TD: Tensor, paths: Paths, activation: Activation) -> Inference:
+    """`path_infer` with the checks done once, for any contiguous x of this dtype."""
+    check_paths(x_TD, paths, activation)
+    _check_supported(x_TD)
+    (K, N, E), D = paths.w2.shape, x_TD.shape[1]
+    given = (paths.w1, paths.b1, paths.w2, paths.b2)
+    held = tuple(tensor.detach().contiguous() for tensor in given)
+    sizes = (D, E, K, N, depth_of(N + 1), x_TD.dtype is torch.bfloat16, _NUMBER[activation])
+    layer = _PATH_LAYER(*map(_address, held), *sizes)
+    return Inference(_function("path_infer"), layer, D, E, x_TD.dtype, given, held)
 
 
 def _path_call(
@@ -261,27 +250,64 @@ def _path_call(
     check_paths(x_TD, paths, activation)
     _check_supported(x_TD)
     (T, D), (K, N, E), dtype = x_TD.shape, paths.w2.shape, x_TD.dtype
-    core = _contiguous(dtype, (x_TD, paths.w1, paths.b1, paths.w2, paths.b2, y))
+    core = _contiguous(dtype, (x_TD, y, paths.w1, paths.b1, paths.w2, paths.b2))
     given, more = _contiguous(dtype, (pre, grad)), _contiguous(dtype, (*out, *tangents))
     nodes = None if node is None else node.contiguous()
-    sizes = (T, D, E, K, N, depth_of(N + 1), dtype is torch.bfloat16, _NUMBER[activation], torch.get_num_threads())
-    packed = _PATH_CALL(*map(_address, core), *sizes, *map(_address, (*given, nodes, pre_out, node_out, *more)))
+    own = (_address(core[0]), _address(core[1]), T, torch.get_num_threads())
+    sizes = (D, E, K, N, depth_of(N + 1), dtype is torch.bfloat16, _NUMBER[activation])
+    more_addresses = map(_address, (*given, nodes, pre_out, node_out, *more))
+    packed = _PATH_CALL(*own, *map(_address, core[2:]), *sizes, *more_addresses)
     _check(_function(name)(packed))
 
 
 # ---- calls ----
 
 
+class Inference:
+    """A layer's inference with everything checked beforehand but x: one token takes microseconds, and checks as many.
+
+    It holds on to the weights' memory, so an address that is still the same is still the same memory; weights that had
+    to be copied are never taken for the same.
+    """
+
+    __slots__ = ("_dtype", "_function", "_given", "_held", "_layer", "_same", "_size", "_where", "_width")
+
+    def __init__(
+        self,
+        function: Callable[[bytes], int],
+        layer: bytes,
+        width: int,
+        size: int,
+        dtype: torch.dtype,
+        given: tuple[Tensor, ...],
+        held: tuple[Tensor, ...],
+    ) -> None:
+        self._function, self._layer, self._width, self._size, self._dtype = function, layer, width, size, dtype
+        self._given, self._held, self._same = given, held, width == size
+        own = zip(given, held, strict=True)
+        self._where = [tensor.data_ptr() if copy.data_ptr() == tensor.data_ptr() else -1 for tensor, copy in own]
+
+    def takes(self, x: Tensor, weights: tuple[Tensor | None, ...]) -> bool:
+        """Whether x can be given as it is, and the weights are those of the beginning, unmoved and uncopied."""
+        if not (type(x) is Tensor and x.is_cpu and x.dtype is self._dtype and x.is_contiguous()):
+            return False
+        for weight, given, where in zip(weights, self._given, self._where):  # noqa: B905 - strict costs 0.2 us
+            if weight is not given or weight.data_ptr() != where:
+                return False
+        return x.shape[-1] == self._width
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., E], for an x that it `takes`."""
+        y = torch.empty_like(x) if self._same else x.new_empty((*x.shape[:-1], self._size))
+        own = _OWN(x.data_ptr(), y.data_ptr(), x.numel() // self._width, torch.get_num_threads())
+        outcome = self._function(own + self._layer)
+        if outcome:
+            _check(outcome)
+        return y
+
+
 def _contiguous(dtype: torch.dtype, tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
     return [None if t is None else t.to(dtype).contiguous() for t in tensors]
-
-
-def _ready(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
-    """Whether a call can take all of them as they are."""
-    for tensor in tensors:  # a generator in `all` would take twice as long
-        if not (tensor.is_cpu and tensor.dtype is dtype and tensor.is_contiguous()):
-            return False
-    return dtype in _DTYPES
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -311,13 +337,16 @@ def _function(name: str) -> Callable[[bytes], int]:
 
 
 __all__ = [
+    "Inference",
     "leaf_backward",
     "leaf_forward",
     "leaf_infer",
+    "leaf_inference",
     "leaf_jvp",
     "path_backward",
     "path_forward",
     "path_infer",
+    "path_inference",
     "path_jvp",
     "route_tokens",
     "supports",

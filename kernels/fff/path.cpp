@@ -13,10 +13,12 @@ namespace {
 
 using namespace fff;
 
-struct Core {  // as native.py packs it; what a function does not use is 0
-    const void *x, *w1, *b1, *w2, *b2;
+struct Core {  // as native.py packs it, a call's own numbers first; what a function does not use is 0
+    const void* x;
     void* y;
-    int64_t T, D, E, K, N, P, is_bf16, activation, threads;
+    int64_t T, threads;
+    const void *w1, *b1, *w2, *b2;
+    int64_t D, E, K, N, P, is_bf16, activation;
 };
 
 struct Call : Core {

@@ -17,7 +17,7 @@ needs_cpp = pytest.mark.skipif(not native.supports(torch.zeros(1)), reason="no C
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibrations of this machine's user stay out of the tests."""
     monkeypatch.setattr(crossovers, "_path", lambda: tmp_path / "crossovers.json")
-    monkeypatch.delenv("CURATE_FFF_KERNEL", raising=False)
+    monkeypatch.setattr(dispatch, "_ENVIRONMENT", "")
     crossovers._table.cache_clear()
 
 
@@ -38,7 +38,7 @@ def test_the_rule_takes_cpp_for_what_it_supports() -> None:
 def test_a_choice_by_hand_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer's own kernel beats `use`, which beats the environment, which beats the rule."""
     x, own = torch.zeros(3, 16), leaves()
-    monkeypatch.setenv("CURATE_FFF_KERNEL", "masked")
+    monkeypatch.setattr(dispatch, "_ENVIRONMENT", "masked")
     assert dispatch.leaf_choice(x, own) == "masked"
     with dispatch.use("grouped"):
         assert dispatch.leaf_choice(x, own) == "grouped"

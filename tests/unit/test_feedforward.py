@@ -228,6 +228,53 @@ def test_a_generator_is_the_only_source_of_weights() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("make", [layer, lambda: PathFeedforward(24, depth=3, trees=2)])
+def test_a_prepared_call_never_outlives_its_weights(make: object) -> None:
+    """What one-token calls remember is dropped when weights move, change type or are exchanged, or modes change."""
+    x = tokens(1)
+
+    def check(ffn: FastFeedforward | PathFeedforward, x: Tensor) -> None:
+        with torch.inference_mode():
+            found = ffn(x)
+        fresh = copy.deepcopy(ffn)
+        fresh.kernel = "plain"
+        torch.testing.assert_close(
+            found, fresh(x).detach(), rtol=2e-2 if x.dtype == torch.bfloat16 else 1e-5, atol=1e-2
+        )
+
+    def moved(ffn: FastFeedforward | PathFeedforward) -> None:
+        ffn.w1.data = torch.randn_like(ffn.w1.data)
+
+    def exchanged(ffn: FastFeedforward | PathFeedforward) -> None:
+        ffn.w2 = nn.Parameter(torch.randn_like(ffn.w2))
+
+    def in_place(ffn: FastFeedforward | PathFeedforward) -> None:
+        with torch.no_grad():
+            ffn.w1.mul_(-3)
+
+    def turned(ffn: FastFeedforward | PathFeedforward) -> None:
+        wide = torch.randn(ffn.w1.numel())
+        ffn.w1.data = wide.view(*ffn.w1.shape[:-2], ffn.w1.shape[-1], ffn.w1.shape[-2]).mT
+
+    for change in (moved, exchanged, in_place, turned, lambda ffn: ffn.double(), lambda ffn: ffn.bfloat16()):
+        ffn = make()  # type: ignore[operator]
+        check(ffn, x)
+        check(ffn, x)
+        change(ffn)
+        for _ in range(2):
+            check(ffn, x.to(ffn.w1.dtype))
+    ffn = make()  # type: ignore[operator]
+    check(ffn, x)
+    assert ffn(x).grad_fn is not None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert ffn(x).dtype == torch.bfloat16
+    dy = torch.func.jvp(ffn, (x,), (torch.ones_like(x),))[1]
+    assert dy.abs().max() > 0
+    with torch.inference_mode():
+        assert ffn(tokens(2, 3, 4)).shape == (2, 3, 4, 24)
+        assert ffn(x.T.contiguous().T).shape == x.shape
+
+
 def test_empty_inputs_pass_through() -> None:
     """No tokens in, no tokens out, in every mode."""
     for ffn in (layer(), layer(balance=0.1, shared_width=3), PathFeedforward(24, depth=2)):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from curate.errors import UsageError
+from curate.kernels import gpu
 from curate.selection.criteria import Criterion, LossName, check_loss, require_models
 from curate.selection.joint import Pairs, draw_joint
 
@@ -205,7 +206,9 @@ def _first_weight(model: nn.Module) -> Tensor:
 
 def _embed(model: Any, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
     image_BD, text_BD = model.encode_image(images), model.encode_text(texts)
-    return F.normalize(image_BD.float(), dim=-1).cpu(), F.normalize(text_BD.float(), dim=-1).cpu()
+    unit = (F.normalize(features.float(), dim=-1) for features in (image_BD, text_BD))
+    image_BD, text_BD = (features if gpu.usable(features) else features.cpu() for features in unit)
+    return image_BD, text_BD
 
 
 @contextmanager

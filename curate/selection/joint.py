@@ -12,7 +12,8 @@ reference scored with its own scale and bias, exactly `size` members, chosen can
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curate.errors import UsageError
-from curate.kernels.selection import Loss, PairKernel, Side, native
+from curate.kernels.selection import Loss, PairKernel, Side, native, on_gpu
 from curate.kernels.selection.native import NativePairs
 from curate.kernels.selection.tiled import TiledPairs
 from curate.machine import cores
@@ -94,8 +95,18 @@ def draw_joint(
     threads = cores().usable if threads is None else threads
     if threads < 1:
         raise UsageError(f"threads is {threads}; give 1 or more, or leave it out for all cores")
-    kernel = (NativePairs if native.supports(sides) else TiledPairs)(sides, loss, order_B, threads=threads)
+    kernel = pair_kernel(sides, loss, order_B, threads)
     return draw_with(kernel, sample_ids, size=size, chunks=chunks, gain=gain, seed=seed, step=step)
+
+
+def pair_kernel(sides: Sequence[Side], loss: Loss, order_B: Tensor, threads: int) -> PairKernel:
+    """The quickest kernel for where the embeddings lie: Triton on their GPU, else on the CPU C++, else torch."""
+    on_cpu = all(side.image_BD.device.type == "cpu" and side.text_BD.device.type == "cpu" for side in sides)
+    if not on_cpu and on_gpu.supports(sides):
+        return on_gpu.GpuPairs(sides, loss, order_B)
+    if not on_cpu:
+        sides = [replace(side, image_BD=side.image_BD.cpu(), text_BD=side.text_BD.cpu()) for side in sides]
+    return (NativePairs if native.supports(sides) else TiledPairs)(sides, loss, order_B, threads=threads)
 
 
 def draw_with(

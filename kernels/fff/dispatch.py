@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import importlib
 import os
+import warnings
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -112,8 +114,21 @@ def route_tokens(x_TD: Tensor, node_weight_ND: Tensor, node_bias_N: Tensor) -> T
 def _quickest(x_TD: Tensor) -> str | None:
     """The fast kernel of the tensor's device, or None. The device comes first: Triton raises where there is no GPU."""
     if x_TD.device.type == "cpu":
-        return "native" if _native().supports(x_TD) else None
+        if _native().supports(x_TD):
+            return "native"
+        if x_TD.dtype in (torch.float32, torch.bfloat16):
+            _announce(_native().why_not())
+        return None
     return "on_gpu" if _module("on_gpu").supports(x_TD) else None
+
+
+@functools.cache
+def _announce(why_not: str | None) -> None:
+    warnings.warn(
+        f"fast feedforward layers run on torch's own products, several times slower than in C++: {why_not}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def _matrix_unit(dtype: torch.dtype) -> bool:

@@ -119,6 +119,7 @@ print("fine")
     environment = {**os.environ, "CURATE_NO_COMPILER": "1", "CURATE_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "fine\n", done.stderr[-2000:]
+    assert done.stderr.count("run on torch's own products, several times slower than in C++: CURATE_NO_COMPILER") == 1
 
 
 def test_threads_share_the_runtime_that_torch_brings() -> None:

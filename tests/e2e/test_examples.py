@@ -19,6 +19,7 @@ OURS = (
     "selection_view.py",
     "online_selection.py",
     "open_clip_training.py",
+    "fast_feedforward.py",
 )
 
 
@@ -66,6 +67,16 @@ def test_online_selection_trains_on_a_fifth(output: Any, tmp_path: Path) -> None
     printed = run_example("online_selection.py", *output.inputs, cwd=tmp_path)
     assert printed.splitlines()[-1] == "4 super-batches of 20 looked at, 16 samples trained on"
     assert len(re.findall(r"  step \d: 4 samples, loss", printed)) == 4
+
+
+def test_fast_feedforward_converts_and_trains(output: Any, tmp_path: Path) -> None:
+    """All four blocks are converted, the model trains on, and the report counts what its layers cost."""
+    printed = run_example("fast_feedforward.py", output.out, cwd=tmp_path)
+    assert len(re.findall(r"256 neurons -> .* unexplained", printed)) == 4
+    losses = [float(loss) for loss in re.findall(r"step \d: loss (\S+)", printed)]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0]
+    assert "visual.transformer.resblocks.0.mlp" in printed
 
 
 def test_open_clip_training_writes_a_checkpoint(output: Any, tmp_path: Path) -> None:

@@ -275,6 +275,35 @@ def test_a_prepared_call_never_outlives_its_weights(make: object) -> None:
         assert ffn(x.T.contiguous().T).shape == x.shape
 
 
+@pytest.mark.parametrize("kernel", ["plain", "grouped", "masked", pytest.param("native", marks=needs_cpp)])
+@pytest.mark.parametrize("gate", ["none", "log", "probability"])
+def test_layers_have_tangents_for_every_gate_and_kernel(gate: str, kernel: str) -> None:
+    """jvp and vmap of jvp over x and all parameters: adjoint to backward, and the plain kernel's numbers."""
+    ffn, x = layer(gate=gate, kernel=kernel, shared_width=3), tokens(2, 9)
+    grad = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(3))
+    names = [name for name, _ in ffn.named_parameters()]
+
+    def call(x: Tensor, *weights: Tensor) -> Tensor:
+        return torch.func.functional_call(ffn, dict(zip(names, weights, strict=True)), (x,))
+
+    inputs = (x, *(parameter.detach() for parameter in ffn.parameters()))
+    dice = torch.Generator().manual_seed(4)
+    directions = tuple(torch.randn(3, *tensor.shape, generator=dice) for tensor in inputs)
+    dy_V = torch.func.vmap(lambda *v: torch.func.jvp(call, inputs, v)[1])(*directions)
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    backward = torch.autograd.grad(call(*leaves), leaves, grad, allow_unused=True)
+    for item in range(3):
+        pairs = [(g, d[item]) for g, d in zip(backward, directions, strict=True) if g is not None]
+        across = sum(float((g.double() * d.double()).sum()) for g, d in pairs)
+        assert float((grad.double() * dy_V[item].double()).sum()) == pytest.approx(across, rel=1e-4, abs=1e-3)
+    one = torch.func.jvp(call, inputs, tuple(direction[1] for direction in directions))[1]
+    torch.testing.assert_close(dy_V[1], one, rtol=1e-4, atol=1e-5)
+    ffn.kernel = "plain"
+    torch.testing.assert_close(
+        torch.func.jvp(call, inputs, tuple(d[0] for d in directions))[1], dy_V[0], rtol=1e-4, atol=1e-4
+    )
+
+
 def test_empty_inputs_pass_through() -> None:
     """No tokens in, no tokens out, in every mode."""
     for ffn in (layer(), layer(balance=0.1, shared_width=3), PathFeedforward(24, depth=2)):

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from curate.costs.flops import selection_flops
+from curate.costs.ledger import factor_over_iid
 from curate.models.embed import DualEncoder
 from curate.pipelines.modelling import ModelChoice
 from curate.pipelines.planning import SuperBatch, plan_super_batches
@@ -69,7 +71,7 @@ def plan_costs(record: RunRecord, choice: ModelChoice, *, cached: bool, cores: i
     rate, probed, tokens = _probe(record, entries, models)
     total, selected = sum(candidates), sum(batch.size for batch in batches)
     flops = _flops(models, batches, settings, choice, total, tokens)
-    factor, factor_of = _factor(choice, flops, selected, tokens)
+    factor, factor_of = _factor(choice, flops, total, selected, tokens)
     bytes_in = sum(source.size for source in record.inputs)
     return Plan(
         shards=len(entries),
@@ -147,9 +149,9 @@ def _flops(
 ) -> dict[str, float]:
     flops = {role: samples * model.flops_per_sample(round(tokens)) for role, model in models.items()}
     widths = sum(model.width for role, model in choice.models.items() if _drawn_with(role, settings))
-    # the last chunk is drawn but not compared with, hence (N - 1) / N
-    share = (settings.chunks - 1) / settings.chunks
-    flops["selection"] = sum(4.0 * batch.candidates * batch.size * widths * share for batch in batches)
+    flops["selection"] = sum(
+        selection_flops(batch.candidates, batch.size, widths, settings.chunks) for batch in batches
+    )
     return flops | {"total": sum(flops.values())}
 
 
@@ -157,9 +159,13 @@ def _drawn_with(role: str, settings: SelectSettings) -> bool:
     return {"easy-reference": role == "reference", "hard-learner": role == "learner"}.get(settings.criterion, True)
 
 
-def _factor(choice: ModelChoice, flops: dict[str, float], selected: int, tokens: float) -> tuple[float, str]:
+def _factor(
+    choice: ModelChoice, flops: dict[str, float], samples: int, selected: int, tokens: float
+) -> tuple[float, str]:
     """Cost of scoring plus one training step on each chosen sample, over the training step alone."""
     role = "learner" if "learner" in choice.models else "reference"
-    training = 3 * choice.models[role].flops_per_sample(round(tokens)) * selected
     what = "the learner" if role == "learner" else "a model of the reference's size"
-    return ((training + flops["total"]) / training if training else 1.0), what
+    if not selected:
+        return 1.0, what
+    forward = choice.models[role].flops_per_sample(round(tokens))
+    return factor_over_iid(samples / selected, forward=forward, scoring=flops["total"] / samples), what

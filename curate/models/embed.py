@@ -18,10 +18,11 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from curate.costs.flops import image_work, text_work
 from curate.models.identity import ModelIdentity
 from curate.models.precision import DTYPES
 from curate.models.preprocess import Preprocess
@@ -76,7 +77,11 @@ class DualEncoder:
 
     def preprocess_batch(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
         """The same for several images, [B, 3, height, width] uint8, laid out as `embed_images` reads it fastest."""
-        return torch.from_numpy(np.stack([self.rule.pixels(rgb_HWC) for rgb_HWC in pixels])).permute(0, 3, 1, 2)
+        return self.stack([self.rule.resized(Image.fromarray(rgb_HWC)) for rgb_HWC in pixels])
+
+    def stack(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """The same for pictures that `rule.resized` has made."""
+        return torch.from_numpy(self.rule.stack(pictures).copy()).permute(0, 3, 1, 2)  # copied, to be writable
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """Token ids [n, context_length], int64; longer captions are cut by the tokenizer's own rule."""
@@ -169,23 +174,9 @@ def _finish(features_BD: Tensor) -> Tensor:
     return functional.normalize(features_BD.float(), dim=-1).cpu()
 
 
-def _cpu_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
 def _count_flops(model: DualEncoder, tokens: int) -> float:
-    """Count one sample's forward pass; 0 tokens stands for the image. torch counts CPU attention as nothing, we add it.
-
-    Gradients stay enabled: without them nn.MultiheadAttention takes a fused kernel that the counter cannot see.
-    """
-    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}
-    counter = FlopCounterMode(display=False, custom_mapping=attention)
-    token_1T = torch.ones(1, model.context_length, dtype=torch.long)
-    if model.text is not None and tokens:
-        token_1T[0, tokens - 1] = (model.text.eos_id or 0) if model.text.pool_type == "eos" else 2
-    with torch.enable_grad(), counter:
-        if tokens:
-            encode_texts(model, token_1T)
-        else:
-            encode_images(model, torch.zeros(1, 3, model.rule.height, model.rule.width, dtype=torch.uint8))
-    return float(counter.get_total_flops())
+    """One sample's forward pass on the path that is taken here; 0 tokens stands for the image."""
+    if tokens:
+        return text_work(model.module, tokens, short=model.text is not None).forward
+    size = (model.rule.height, model.rule.width)
+    return image_work(model.module, size=size, short=model.fast_image is not None).forward

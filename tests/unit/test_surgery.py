@@ -454,12 +454,12 @@ def test_report_of_leaf_usage_by_hand() -> None:
 
 def test_a_vit_b_32_block_costs_what_the_docstring_says() -> None:
     """The example of `report`, from the shapes alone."""
-    from curate.feedforward.report import _active
+    from curate.feedforward.report import per_token
 
     dense = nn.Sequential(nn.Linear(768, 3072), nn.GELU(), nn.Linear(3072, 768))
     leaf = FeedforwardConfig(depth=5, leaf_width=96).build(768)
-    assert _active(dense) == (4_722_432, 9_437_184)
-    assert _active(leaf) == (152_165, 302_592)
+    assert per_token(dense) == (4_722_432, 9_437_184)
+    assert per_token(leaf) == (152_165, 302_592)
     assert sum(parameter.numel() for parameter in leaf.parameters()) == 4_770_079
     assert isinstance(upcycle(_dense(), FeedforwardConfig(depth=1, leaf_width=2), draw(4, 3)), FastFeedforward)
 

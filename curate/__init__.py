@@ -28,6 +28,7 @@ _PUBLIC = {
     "SubBatches": ("curate.loaders.subbatches", "SubBatches"),
     "demo": ("curate.pipelines.demonstration", "demo"),
     "doctor": ("curate.examination", "examine"),
+    "evaluate": ("curate.evaluation.measure", "evaluate"),
     "explain": ("curate.explanation", "explain"),
     "inspect": ("curate.inspection", "inspect_shards"),
     "plan": ("curate.pipelines.runner", "plan"),

@@ -28,6 +28,8 @@ FLAGS = {
     "write": f"OUT --output -o --samples-per-shard --tolerance --json {ENGINE}",
     "verify": "OUT --load --no-load --json",
     "explain": "OUT KEY --sheet --json",
+    "evaluate": "CHECKPOINT --zeroshot --retrieval --classes --templates --label --pool --precision --batch-size "
+    "--json",
     "train": "SHARDS --output -o --model --criterion --loss --batch --steps --epochs --lr --weight-decay --warmup "
     "--augment --seed --precision --eval-shards --overwrite --json",
 }

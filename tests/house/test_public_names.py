@@ -23,6 +23,7 @@ PUBLIC = [
     "__version__",
     "demo",
     "doctor",
+    "evaluate",
     "explain",
     "inspect",
     "plan",

@@ -24,6 +24,7 @@ SOURCE = 'extern "C" int answer(int x) { return x + 1; }\n'
 def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of sources and a cache of its own."""
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CURATE_NO_COMPILER", raising=False)
     monkeypatch.setattr(compiled, "_HERE", tmp_path / "kernels")
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "answer.cpp").write_text(SOURCE)

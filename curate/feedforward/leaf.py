@@ -181,9 +181,9 @@ class FastFeedforward(nn.Module):
             logits_TN = functional.linear(x_TD, node_weight, node_bias) if logits_TN is None else logits_TN
             log_T = log_path_probability(logits_TN, leaf_T)
             gate_T = (log_T if self.gate == "probability" else log_T - log_T.detach()).exp().to(x_TD.dtype)
-        if self.training and self.depth and (self.balance or self.hardening):
+        if self._penalised():
             logits_TN = functional.linear(x_TD, node_weight, node_bias) if logits_TN is None else logits_TN
-            self.penalty = self.balance * balance_loss(logits_TN, leaf_T) + self.hardening * hardening_loss(logits_TN)
+            self._penalise(logits_TN, leaf_T)
         leaf_T = leaf_T if self.remap is None else self.remap[leaf_T]
         return leaf_mlp(x_TD, leaf_T, gate_T, leaves, self.activation, dispatch.leaf_kernel(x_TD, leaves, self.kernel))
 
@@ -207,7 +207,10 @@ class FastFeedforward(nn.Module):
         return torch.rand(logits_TN.shape, generator=generator, device=logits_TN.device) < self.region_leak
 
     def _mixture(self, x_TD: Tensor, node_weight: Tensor, node_bias: Tensor, leaves: Leaves) -> Tensor:
-        share_TL = leaf_probabilities(functional.linear(x_TD, node_weight, node_bias))
+        logits_TN = functional.linear(x_TD, node_weight, node_bias)
+        if self._penalised():
+            self._penalise(logits_TN, leaf_of(logits_TN.detach()))
+        share_TL = leaf_probabilities(logits_TN)
         if self.remap is not None:
             share_TL = share_TL.new_zeros(len(x_TD), len(self.w1)).index_add(1, self.remap, share_TL)
         y_TE = share_TL @ leaves.b2
@@ -215,6 +218,12 @@ class FastFeedforward(nn.Module):
             act_TH = activate(x_TD @ leaves.w1[leaf] + leaves.b1[leaf], self.activation)
             y_TE = y_TE + (share_T[:, None] * act_TH) @ leaves.w2[leaf]
         return y_TE
+
+    def _penalised(self) -> bool:
+        return self.training and self.depth > 0 and bool(self.balance or self.hardening)
+
+    def _penalise(self, logits_TN: Tensor, leaf_T: Tensor) -> None:
+        self.penalty = self.balance * balance_loss(logits_TN, leaf_T) + self.hardening * hardening_loss(logits_TN)
 
     def _plain_inference(self) -> bool:
         return (

@@ -121,6 +121,16 @@ def test_soft_mode_mixes_all_leaves() -> None:
     torch.testing.assert_close(y, (share[:, :, None] * torch.stack(every, 1)).sum(1), rtol=1e-5, atol=1e-6)
     y.sum().backward()
     assert (ffn.w1.grad.flatten(1).abs().sum(1) > 0).all()
+    assert ffn.penalty is None
+
+
+def test_soft_training_is_penalised_as_well() -> None:
+    """Hardening, which soft training was published with, reaches the nodes of a mixture."""
+    ffn = layer(hardening=1.0)
+    ffn.soft = True
+    ffn(tokens(5))
+    ffn.penalty.backward()
+    assert ffn.node_weight.grad.abs().max() > 0
 
 
 def test_region_leak_turns_decisions_round_in_training_only() -> None:

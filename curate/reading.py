@@ -1,30 +1,37 @@
 """Read one sample of a shard: caption, image, quality signals, digests; or the reason why it cannot be used.
 
-One pass over the sample's bytes, nothing kept but what the score table needs; the decoded image lives until its batch
-has been embedded. A bad sample is a value with a reason, never an exception.
+One pass over the sample's bytes, nothing kept but what the score table needs; read in numbers, a picture is gone before
+the next is decoded. A bad sample is a value with a reason, never an exception.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from json.encoder import encode_basestring_ascii as json_string
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from curate.formats.datacomp import uid_of
 from curate.images.decode import ImageHeader, ImageRejected, decode_rgb
-from curate.images.signals import Signals, signals
+from curate.images.signals import GreyCopies, Signals, grey_copies, rate, signals
 from curate.scores import safe_text
 from curate.shards.captions import read_caption
 from curate.shards.samples import SampleEntry
 from curate.shards.tarindex import Member
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One input sample as read. `rgb_HWC` is None where `reason` is set or `decode` was off."""
+    """One input sample as read. `rgb_HWC` is None where `reason` is set or the sample was one of many."""
 
     entry: SampleEntry
     reason: str | None
@@ -53,6 +60,43 @@ def read_sample(data: memoryview, entry: SampleEntry, limits: ReadLimits) -> Sam
 
     The image is decoded at a reduced scale whose shorter side is still at least `limits.min_side`.
     """
+    found = _read(data, entry, limits)
+    if isinstance(found, Sample):
+        return found
+    return found.sample(rgb_HWC=found.rgb_HWC, signals=signals(found.rgb_HWC))
+
+
+def read_samples(
+    data: memoryview, entries: Sequence[SampleEntry], limits: ReadLimits, see: Callable[[PillowImage], None]
+) -> list[Sample]:
+    """The same for many entries; no pixels are kept. `see` is called with the picture of each readable one, in order.
+
+    One picture lives at a time, as the Pillow image that both its signals and what `see` does with it need.
+    """
+    found: list[Sample | Callable[..., Sample]] = []
+    copies: list[GreyCopies] = []
+    for entry in entries:
+        one = _read(data, entry, limits)
+        if isinstance(one, Sample):
+            found.append(one)
+            continue
+        picture = Image.fromarray(one.rgb_HWC)
+        copies.append(grey_copies(picture))
+        see(picture)
+        found.append(one.sample)
+    rated = iter(rate(copies))
+    return [one if isinstance(one, Sample) else one(signals=next(rated)) for one in found]
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """Pixels, and what makes the sample once its signals are known."""
+
+    rgb_HWC: NDArray[np.uint8]
+    sample: Callable[..., Sample]
+
+
+def _read(data: memoryview, entry: SampleEntry, limits: ReadLimits) -> Sample | _Decoded:
     if entry.reason is not None:
         return Sample(entry, entry.reason, entry.detail)
     caption, reason = read_caption(data, entry, max_bytes=limits.max_caption_bytes)
@@ -66,19 +110,19 @@ def read_sample(data: memoryview, entry: SampleEntry, limits: ReadLimits) -> Sam
         rgb_HWC, header = decode_rgb(payload, min_side=limits.min_side, max_pixels=limits.max_pixels)
     except ImageRejected as rejected:
         return Sample(entry, rejected.reason, rejected.detail, caption)
-    return Sample(
+    sample = partial(
+        Sample,
         entry,
         None,
         "",
         caption,
         _uid(data, entry),
         header,
-        rgb_HWC,
-        signals(rgb_HWC),
-        payload_digest(data, entry.members),
-        hashlib.sha256(payload).digest(),
-        hashlib.blake2b(caption.encode(), digest_size=16).digest(),
+        payload_digest=payload_digest(data, entry.members),
+        image_digest=hashlib.sha256(payload).digest(),
+        caption_digest=hashlib.blake2b(caption.encode(), digest_size=16).digest(),
     )
+    return _Decoded(rgb_HWC, sample)
 
 
 def payload_digest(data: memoryview, members: tuple[Member, ...]) -> bytes:

@@ -110,7 +110,13 @@ def _local(workers: int, threads: int, *, processes: bool) -> Iterator[OnDask]:
     import dask
     from distributed import Client, LocalCluster
 
-    quiet = {"distributed.admin.large-graph-warning-threshold": "100MB", "distributed.worker.memory.terminate": False}
+    settings = {
+        "distributed.admin.large-graph-warning-threshold": "100MB",
+        "distributed.worker.memory.terminate": False,
+        # Dask looks at every thread's stack a hundred times a second, holding the interpreter's lock, for a page of the
+        # dashboard: a twentieth of the processor time of scoring with a small model
+        "distributed.worker.profile.enabled": _has_dashboard(),
+    }
     loopback = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
     if processes:
         shape: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "host": "127.0.0.1"}
@@ -118,7 +124,7 @@ def _local(workers: int, threads: int, *, processes: bool) -> Iterator[OnDask]:
         shape = {"n_workers": 1, "threads_per_worker": workers, "protocol": "inproc://"}
     logging.getLogger("distributed").setLevel(logging.ERROR)
     with (
-        dask.config.set(quiet),
+        dask.config.set(settings),
         LocalCluster(processes=processes, silence_logs=logging.ERROR, **shape, **loopback) as cluster,
         Client(cluster) as client,
     ):

@@ -7,15 +7,14 @@ Memory is bounded by a page of rows and one batch of images per thread.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,13 +26,17 @@ from curate.errors import CurateWarning, ModelError
 from curate.models.embed import DualEncoder
 from curate.models.identity import ModelIdentity
 from curate.models.load import load_model
-from curate.reading import ReadLimits, Sample, read_sample
+from curate.reading import ReadLimits, Sample, read_samples
 from curate.receipts import Attempt, Receipt, Store, Unit
 from curate.score_rows import PREFIX, score_rows, score_schema, spread
 from curate.settings import ScoreSettings
+from curate.shards.captions import read_caption
 from curate.shards.samples import SampleEntry, group_samples
 from curate.shards.sources import ShardSource, open_shard, shard_digest
 from curate.shards.tarindex import index_tar
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
 
 # N rows of a page, M of them readable, D width, T context length
 
@@ -134,10 +137,14 @@ def _pages(
     min_side = max(encoder.min_side for encoder in encoders.values())
     limits = ReadLimits(spec.settings.max_pixels, spec.settings.max_caption_bytes, min_side)
     with ThreadPoolExecutor(spec.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for start in range(0, len(entries), PAGE):
-            page = entries[start : start + PAGE]
-            rows = None if cached is None else cached.slice(start, len(page))
-            yield _page(data, page, limits, spec.settings.batch_size, encoders, rows, pool)
+        try:
+            for start in range(0, len(entries), PAGE):
+                page = entries[start : start + PAGE]
+                rows = None if cached is None else cached.slice(start, len(page))
+                yield _page(data, page, limits, spec.settings.batch_size, encoders, rows, pool)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _page(
@@ -149,9 +156,16 @@ def _page(
     cached: pa.Table | None,
     pool: ThreadPoolExecutor,
 ) -> pa.Table:
-    batches = [entries[start : start + batch_size] for start in range(0, len(entries), batch_size)]
+    """Rows of one page. Captions are tokenised here while the pool is at the images; texts follow these in its queue.
+
+    So no thread waits between images and texts, and the last pieces of work of a page are short ones.
+    """
     seen = {role: encoder for role, encoder in encoders.items() if role != "reference" or cached is None}
-    read = list(pool.map(functools.partial(_read_batch, data, limits, seen), batches))
+    batches = [entries[start : start + batch_size] for start in range(0, len(entries), batch_size)]
+    reading = pool.map(functools.partial(_read_batch, data, limits, seen), batches)
+    captions = _captions(data, entries, limits) if seen else {}
+    texts = {role: _embed_captions(encoder, captions, batch_size, pool) for role, encoder in seen.items()}
+    read = list(reading)
     samples = [sample for batch in read for sample in batch.samples]
     good_N = np.array([sample.reason is None for sample in samples], bool)
     if cached is not None and not np.array_equal(good_N, [reason is None for reason in cached["reason"].to_pylist()]):
@@ -159,9 +173,8 @@ def _page(
     columns: dict[str, pa.Array] = {}
     for role in seen:
         image_MD = np.concatenate([batch.images[role] for batch in read])
-        text_MD = _embed_captions(encoders[role], torch.cat([batch.tokens[role] for batch in read]), batch_size, pool)
         columns[f"{PREFIX[role]}_image"] = spread(image_MD, good_N)
-        columns[f"{PREFIX[role]}_text"] = spread(text_MD, good_N)
+        columns[f"{PREFIX[role]}_text"] = spread(texts[role](good_N), good_N)
     if cached is not None:
         columns |= {name: cached[name].combine_chunks() for name in ("ref_image", "ref_text")}
     return score_rows(samples, columns, encoders)
@@ -169,43 +182,57 @@ def _page(
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """What one thread made of a batch: samples without pixels, and per model image embeddings and tokens."""
+    """What one thread made of a batch: samples without pixels, and image embeddings per model."""
 
     samples: list[Sample]
     images: dict[str, NDArray[np.float32]]
-    tokens: dict[str, torch.Tensor]
 
 
 def _read_batch(
     data: memoryview, limits: ReadLimits, encoders: dict[str, DualEncoder], entries: list[SampleEntry]
 ) -> _Batch:
-    """Read one batch, embed its images and tokenise its captions with each encoder; drop the pixels.
+    """Read one batch, and embed its images with each encoder; a picture is resized and dropped before the next."""
+    resized: dict[str, list[PillowImage]] = {role: [] for role in encoders}
 
-    Tokenising holds the interpreter's lock, so it goes on here, while other threads are inside torch.
-    """
-    samples = [read_sample(data, entry, limits) for entry in entries]
-    pixels = [sample.rgb_HWC for sample in samples if sample.rgb_HWC is not None]
-    captions = [sample.caption or "" for sample in samples if sample.reason is None]
-    images = {role: _embed_images(encoder, pixels) for role, encoder in encoders.items()}
-    tokens = {role: encoder.tokenize(captions) for role, encoder in encoders.items()}
-    return _Batch([dataclasses.replace(sample, rgb_HWC=None) for sample in samples], images, tokens)
+    def see(picture: PillowImage) -> None:
+        for role, encoder in encoders.items():
+            resized[role].append(encoder.rule.resized(picture))
+
+    samples = read_samples(data, entries, limits, see)
+    return _Batch(samples, {role: _embed_images(encoder, resized[role]) for role, encoder in encoders.items()})
 
 
-def _embed_images(encoder: DualEncoder, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    if not pixels:
+def _embed_images(encoder: DualEncoder, pictures: list[PillowImage]) -> NDArray[np.float32]:
+    if not pictures:
         return np.zeros((0, encoder.width), np.float32)
-    return encoder.embed_images(encoder.preprocess_batch(pixels)).numpy()
+    return encoder.embed_images(encoder.stack(pictures)).numpy()
+
+
+def _captions(data: memoryview, entries: list[SampleEntry], limits: ReadLimits) -> dict[int, str]:
+    """The captions of a page by row, those of unreadable images included: these are not known yet, and few."""
+    read = (
+        None if entry.reason is not None else read_caption(data, entry, max_bytes=limits.max_caption_bytes)[0]
+        for entry in entries
+    )
+    return {row: caption for row, caption in enumerate(read) if caption is not None}
 
 
 def _embed_captions(
-    encoder: DualEncoder, token_NT: torch.Tensor, batch_size: int, pool: ThreadPoolExecutor
-) -> NDArray[np.float32]:
-    """Text embeddings of captions; batches are made of captions of like length, as each is trimmed to its longest."""
-    if not len(token_NT):
-        return np.zeros((0, encoder.width), np.float32)
-    order_N = torch.argsort((token_NT != 0).sum(1), stable=True)
-    batches = [token_NT[order_N[i : i + batch_size]] for i in range(0, len(token_NT), batch_size)]
-    sorted_ND = np.concatenate([text.numpy() for text in pool.map(encoder.embed_texts, batches)])
-    text_ND = np.empty_like(sorted_ND)
-    text_ND[order_N.numpy()] = sorted_ND
-    return text_ND
+    encoder: DualEncoder, captions: dict[int, str], batch_size: int, pool: ThreadPoolExecutor
+) -> Callable[[NDArray[np.bool_]], NDArray[np.float32]]:
+    """Have captions embedded; the function waits for it and gives the embeddings of some of these rows, in order.
+
+    Batches are made of captions of like length, as each is trimmed to its longest.
+    """
+    token_nT = encoder.tokenize(list(captions.values()))
+    order_n = np.argsort((token_nT != 0).sum(1).numpy(), kind="stable")
+    batches = [token_nT[order_n[start : start + batch_size]] for start in range(0, len(order_n), batch_size)]
+    embedding = pool.map(encoder.embed_texts, batches)
+
+    def rows(wanted_N: NDArray[np.bool_]) -> NDArray[np.float32]:
+        sorted_nD = np.concatenate([np.zeros((0, encoder.width), np.float32), *(text.numpy() for text in embedding)])
+        text_nD = np.empty_like(sorted_nD)
+        text_nD[order_n] = sorted_nD
+        return text_nD[wanted_N[list(captions)]]
+
+    return rows

@@ -5,11 +5,11 @@ straight from the box that the crop keeps, since a strip of 1 x 64,000,000 pixel
 Normalisation is left to the model, on whole batches: uint8 is a quarter of the memory and traffic of float32.
 """
 
-# H, W height and width of the source; S side of the model's input; C channels
+# B images, H, W height and width of the source, C channels
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -69,14 +69,21 @@ class Preprocess:
 
     def pixels(self, rgb_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The same as [height, width, 3], read-only: the order in which convolutions run fastest on a CPU."""
-        image = Image.fromarray(rgb_HWC)
+        resized = self.resized(Image.fromarray(rgb_HWC))
+        return np.frombuffer(resized.tobytes(), np.uint8).reshape(self.height, self.width, 3)
+
+    def resized(self, picture: Image.Image) -> Image.Image:
+        """An RGB picture of any size as the model sees it, `width` x `height`."""
         if self.resize_mode == "squash":
-            out = image.resize((self.width, self.height), _FILTERS[self.interpolation])
-        elif self.resize_mode == "shortest":
-            out = self._shortest(image)
-        else:
-            out = self._longest(image)
-        return np.frombuffer(out.tobytes(), np.uint8).reshape(self.height, self.width, 3)
+            return picture.resize((self.width, self.height), _FILTERS[self.interpolation])
+        return self._shortest(picture) if self.resize_mode == "shortest" else self._longest(picture)
+
+    def stack(self, pictures: Sequence[Image.Image]) -> NDArray[np.uint8]:
+        """Resized pictures as [B, height, width, 3], read-only."""
+        canvas = Image.new("RGB", (self.width, self.height * len(pictures)), None)  # one copy to numpy, not one each
+        for row, picture in enumerate(pictures):
+            canvas.paste(picture, (0, row * self.height))
+        return np.frombuffer(canvas.tobytes(), np.uint8).reshape(-1, self.height, self.width, 3)
 
     def _shortest(self, image: Image.Image) -> Image.Image:
         W, H = image.size

@@ -163,6 +163,14 @@ def test_the_embedded_cluster_listens_on_loopback_only(mode: Mode) -> None:
     assert addresses <= {"127.0.0.1", "::1"}
 
 
+def test_stacks_are_sampled_only_for_a_dashboard(threads: OnDask) -> None:
+    """Dask's profiler holds the interpreter's lock a hundred times a second; it runs where someone can see its page."""
+    from curate.pipelines.engine import _has_dashboard
+
+    callbacks = next(iter(threads.client.cluster.workers.values())).periodic_callbacks
+    assert ("profile" in callbacks) == _has_dashboard()
+
+
 def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """The affinity of the process counts, not the machine; a unit's threads share the cores among workers."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)

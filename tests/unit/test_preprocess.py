@@ -64,3 +64,12 @@ def test_unknown_mode_is_refused() -> None:
 def test_min_side_is_the_longer_side_of_the_input() -> None:
     """A reduced decode never has to be enlarged."""
     assert Preprocess.from_config({**BASE, "size": (48, 80)}).min_side == 80
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_stack_holds_each_picture(case: str) -> None:
+    """Several pictures on one canvas come out as each alone."""
+    rule = Preprocess.from_config({**BASE, **CASES[case]})
+    pictures = [make_pixels(width, 90, seed=width) for width in (64, 120, 200)]
+    stacked_BHWC = rule.stack([rule.resized(Image.fromarray(one)) for one in pictures])
+    assert all(np.array_equal(one, rule.pixels(rgb)) for one, rgb in zip(stacked_BHWC, pictures, strict=True))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from curate.reading import ReadLimits, Sample, payload_digest, read_sample
+from curate.reading import ReadLimits, Sample, payload_digest, read_sample, read_samples
 from curate.shards.samples import SampleEntry, group_samples
 from curate.shards.tarindex import Member, index_tar
 from tests.making import make_image, make_png_bomb, tar_bytes, write_tar
@@ -108,3 +109,17 @@ def test_a_damaged_json_does_not_reject_the_pair() -> None:
     found = read({"jpg": make_image(), "txt": b"words", "json": b'{"uid": NaN'})
     assert (found.reason, found.uid) == (None, None)
     assert isinstance(found.rgb_HWC, np.ndarray)
+
+
+def test_many_samples_read_as_each_alone() -> None:
+    """Good and bad samples in one go: the same samples but for their pixels, which were seen once each, in order."""
+    parts = {"a.jpg": make_image("jpeg", 64, 48), "a.txt": b"one", "b.jpg": b"no image", "b.txt": b"two"}
+    parts |= {"c.png": make_image("png", 30, 90), "c.txt": b"three", "d.jpg": make_image(), "e.txt": b"five"}
+    data = memoryview(tar_bytes(list(parts.items())))
+    entries = group_samples(index_tar(data), "0" * 64)
+    alone = [read_sample(data, entry, LIMITS) for entry in entries]
+    seen: list[Image.Image] = []
+    assert read_samples(data, entries, LIMITS, seen.append) == [replace(one, rgb_HWC=None) for one in alone]
+    assert [one.size for one in seen] == [(64, 48), (30, 90)]
+    pixels = [one.rgb_HWC for one in alone if one.rgb_HWC is not None]
+    assert all(np.array_equal(np.asarray(one), rgb_HWC) for one, rgb_HWC in zip(seen, pixels, strict=True))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from curate.images.decode import decode_rgb
-from curate.images.signals import signals
+from curate.images.signals import grey_copies, rate, signals
 from tests.making import encode, make_pixels
 
 
@@ -65,3 +65,21 @@ def test_hash_bits_are_brightness_to_the_right() -> None:
 def test_extreme_shapes(shape: tuple[int, int]) -> None:
     """A single pixel and lines of pixels have signals too, without growing by their aspect."""
     assert len(signals(np.zeros((*shape, 3), np.uint8)).dhash) == 32
+
+
+def test_many_pictures_are_rated_as_each_alone() -> None:
+    """Side by side on one canvas, pictures of any widths have the signals they have alone, to the last bit."""
+    shapes = [(64, 3), (64, 4), (80, 61), (1, 5000), (300, 1), (64, 64), (200, 317)] * 10
+    pictures = [make_pixels(width, height, seed) for seed, (height, width) in enumerate(shapes)]
+    assert rate([grey_copies(Image.fromarray(one)) for one in pictures]) == [signals(one) for one in pictures]
+    assert rate([]) == []
+
+
+@pytest.mark.parametrize("level", [0, 255])
+def test_the_largest_laplacian_does_not_overflow(level: int) -> None:
+    """A checkerboard of black and white single pixels, beside a plain picture, has the largest sharpness there is."""
+    rows, columns = np.indices((64, 512))
+    board = ((rows + columns) % 2 * 255).astype(np.uint8)[:, :, None].repeat(3, axis=2)
+    plain = np.full((64, 512, 3), level, np.uint8)
+    found = rate([grey_copies(Image.fromarray(one)) for one in (board, plain, board)])
+    assert [one.sharpness for one in found] == [1020.0**2, 0.0, 1020.0**2]

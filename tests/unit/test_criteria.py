@@ -97,7 +97,7 @@ def spoiled(row: int, value: float) -> Pairs:
         ({"reference": Pairs(torch.eye(4).int(), torch.eye(4).int(), 1.0, 0.0)}, "give floating point"),
         ({"reference": Pairs(torch.eye(4), torch.eye(4), float("inf"), 0.0)}, "must be finite"),
         (
-            {"learner": Pairs(torch.eye(4) * 1e38, torch.eye(4) * 1e38, 1e9, 0.0), "gain": 1e300},
+            {"learner": Pairs(torch.full((4, 4), 1e38), torch.full((4, 4), 1e38), 1e9, 0.0), "gain": 1e300},
             "overflows; L2-normalise",
         ),
     ],

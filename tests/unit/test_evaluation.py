@@ -62,7 +62,7 @@ def members(folder: Path) -> list[dict[str, bytes]]:
     import webdataset
 
     shards = [str(path) for path in sorted(folder.rglob("*.tar"))]
-    return list(webdataset.WebDataset(shards, shardshuffle=False, empty_check=False))
+    return list(webdataset.WebDataset(shards, shardshuffle=False))
 
 
 def test_accuracy_is_that_of_open_clip(checkpoint: Path, labelled: Path) -> None:

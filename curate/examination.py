@@ -9,10 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
-import os
 import platform
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -164,12 +161,12 @@ def _find_accelerator() -> _Accelerator:
 
 def _find_compiler() -> str:
     """Name and first version line of the C++ compiler; raises LookupError where there is none."""
-    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
-        path = shutil.which(name.split()[0])
-        if path is not None:
-            done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5, check=True)
-            return done.stdout.splitlines()[0].strip()
-    raise LookupError("no c++, g++ or clang++ on the PATH")
+    from curate.kernels import compiled
+
+    path = compiled.compiler()
+    if path is None:
+        raise LookupError("no c++, g++ or clang++ on the PATH")
+    return compiled.compiler_version(path).splitlines()[0].strip()
 
 
 def _measure(threads: int, accelerator: _Accelerator | None, each: float, directory: Path | None) -> list[Rate]:

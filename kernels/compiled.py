@@ -58,19 +58,19 @@ def why_not(source: str) -> str | None:
 def build(source: str) -> Built:
     """Compile, or find the library that an earlier process compiled; answers the same for the life of a process."""
     name = Path(source).with_suffix("").as_posix().replace("/", "-")
-    compiler = _compiler()
-    if compiler is None:
+    found = compiler()
+    if found is None:
         reason = "CURATE_NO_COMPILER is set" if os.environ.get("CURATE_NO_COMPILER") else "no C++ compiler is on PATH"
         return Built(name, None, reason, 0.0, False)
     failures = []
     for openmp in (True, False):
         try:
-            path, seconds = _compile(name, _HERE / source, compiler, openmp)
+            path, seconds = _compile(name, _HERE / source, found, openmp)
             _loaded(path)
             return Built(name, path, None, seconds, openmp)
         except (OSError, subprocess.SubprocessError) as error:
             failures.append(_first_line(error))
-    return Built(name, None, f"{compiler} failed: {failures[-1]}", 0.0, False)
+    return Built(name, None, f"{found} failed: {failures[-1]}", 0.0, False)
 
 
 @functools.cache
@@ -78,7 +78,8 @@ def _loaded(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def _compiler() -> str | None:
+def compiler() -> str | None:
+    """Path of the C++ compiler: `CXX`, else c++, g++ or clang++; None where there is none, or it is forbidden."""
     if os.environ.get("CURATE_NO_COMPILER"):
         return None
     return next(
@@ -125,13 +126,14 @@ def _key(source: Path, compiler: str, flags: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for path in (source, *sorted(_HERE.rglob("*.hpp"))):
         digest.update(path.read_bytes())
-    for part in (_version(compiler), " ".join(flags), processor(), sys.platform):
+    for part in (compiler_version(compiler), " ".join(flags), processor(), sys.platform):
         digest.update(part.encode())
     return digest.hexdigest()[:24]
 
 
 @functools.cache
-def _version(compiler: str) -> str:
+def compiler_version(compiler: str) -> str:
+    """What `compiler --version` prints."""
     return subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
 
 

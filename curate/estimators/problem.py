@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from curate.errors import UsageError
+from curate.learner.embedding import embed_pairs
 from curate.learner.losses import sigmoid_loss, softmax_loss
-from curate.models.embed import plain_image, plain_text
-from curate.models.towers import encode_text_trimmed, pooled_position, text_parts
+from curate.models.towers import pooled_position, text_parts
 
 Embeddings = tuple[Tensor, ...]
 
@@ -61,16 +61,9 @@ class DualEncoderProblem:
     module: Any
 
     def embed(self, batch: Any) -> Embeddings:
-        image_BCHW, token_BT = batch
-        settings = self.module.visual.preprocess_cfg
-        mean, std = (torch.tensor(settings[k], device=image_BCHW.device).view(-1, 1, 1) for k in ("mean", "std"))
-        image_BD = plain_image(self.module, (image_BCHW.float() / 255 - mean) / std)
         parts = text_parts(self.module)
-        if parts is None or any(_is_hooked(block) for block in parts.transformer.resblocks):
-            text_BD = plain_text(self.module, token_BT)
-        else:
-            text_BD = encode_text_trimmed(parts, token_BT, group=None)
-        return functional.normalize(image_BD.float(), dim=-1), functional.normalize(text_BD.float(), dim=-1)
+        hooked = parts is not None and any(_is_hooked(block) for block in parts.transformer.resblocks)
+        return embed_pairs(self.module, *batch, trimmed=not hooked)
 
     def loss(self, *embeddings: Tensor) -> Tensor:
         image_BD, text_BD = embeddings

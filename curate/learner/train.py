@@ -20,23 +20,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from curate.errors import CurateError, UsageError
 from curate.learner.augment import shift_and_zoom
 from curate.learner.checkpoint import check_target, save_checkpoint
 from curate.learner.dataset import PairSource, Tokenize, open_pairs
+from curate.learner.embedding import embed_pairs
 from curate.learner.evaluate import retrieval
 from curate.learner.losses import sigmoid_loss, softmax_loss
 from curate.learner.settings import TrainResult, TrainSettings
 from curate.models.build import build_untrained, tokenizer_of
 from curate.models.configs import CONFIGS, PREPROCESS, with_loss
-from curate.models.embed import plain_image, plain_text
 from curate.models.load import encoder_of
 from curate.models.precision import choose_device, has_native_bf16
 from curate.models.preprocess import Preprocess
 from curate.models.spec import parse_spec
-from curate.models.towers import encode_text_trimmed, text_parts
+from curate.models.towers import text_parts
 from curate.shards.sources import Patterns, expand_shards
 
 MAX_SCALE = 100.0  # CLIP's bound on exp(logit_scale), section 2.5 of arXiv 2103.00020
@@ -179,7 +178,7 @@ def _step(
     step: int,
 ) -> float:
     with _autocast(settings, image_BCHW.device):
-        image_BD, text_BD = _embed(module, image_BCHW, token_BT)
+        image_BD, text_BD = embed_pairs(module, image_BCHW, token_BT)
     scale = module.logit_scale.exp()
     loss = (
         softmax_loss(image_BD, text_BD, scale)
@@ -199,15 +198,6 @@ def _step(
     with torch.no_grad():
         module.logit_scale.clamp_(max=math.log(MAX_SCALE))
     return value
-
-
-def _embed(module: Any, image_BCHW: Tensor, token_BT: Tensor) -> tuple[Tensor, Tensor]:
-    settings = module.visual.preprocess_cfg
-    mean, std = (torch.tensor(settings[k], device=image_BCHW.device).view(-1, 1, 1) for k in ("mean", "std"))
-    image_BD = plain_image(module, (image_BCHW.float() / 255 - mean) / std)
-    parts = text_parts(module)
-    text_BD = plain_text(module, token_BT) if parts is None else encode_text_trimmed(parts, token_BT, group=None)
-    return functional.normalize(image_BD.float(), dim=-1), functional.normalize(text_BD.float(), dim=-1)
 
 
 def _autocast(settings: TrainSettings, device: torch.device) -> Any:

@@ -5,8 +5,8 @@ where they lie: nothing is copied that is contiguous. Cost of a call besides the
 them torch's (the output, 0.1 us for every look at a tensor). Arguments travel as one packed `bytes`, since ctypes takes
 0.3 us to convert each of thirty.
 
-`leaf.cpp`, `path.cpp` and `../native/tiles.hpp` say how. `leaf_infer`, `route_tokens` and `path_infer` are extra: what
-one token needs, in one call.
+`leaf.cpp`, `path.cpp` and `../native/tiles.hpp` say how. `route_tokens`, `leaf_inference` and `path_inference` are
+extra: what one token needs, in one call.
 """
 
 from __future__ import annotations
@@ -114,17 +114,11 @@ def route_tokens(x_TD: Tensor, node_weight_ND: Tensor, node_bias_N: Tensor) -> T
     return leaf_T
 
 
-def leaf_infer(
-    x_TD: Tensor, node_weight_ND: Tensor, node_bias_N: Tensor, leaves: Leaves, activation: Activation
-) -> Tensor:
-    """y [T, E]: `route_tokens` and `leaf_forward` without a gate in one call, with the same bits."""
-    return leaf_inference(x_TD, node_weight_ND, node_bias_N, leaves, activation)(x_TD.contiguous())
-
-
 def leaf_inference(
     x_TD: Tensor, node_weight_ND: Tensor, node_bias_N: Tensor, leaves: Leaves, activation: Activation
 ) -> Inference:
-    """`leaf_infer` with the checks done once, for any contiguous x of this dtype."""
+    """`route_tokens` and `leaf_forward` without a gate in one call, with the same bits; checked once, for any
+    contiguous x of this dtype."""
     check_leaves(x_TD, x_TD.new_empty(len(x_TD), dtype=torch.int64), None, leaves, activation)
     _check_nodes(x_TD, node_weight_ND, node_bias_N)
     (L, H, E), D = leaves.w2.shape, x_TD.shape[1]
@@ -214,13 +208,9 @@ def path_jvp(
     return dy_TE
 
 
-def path_infer(x_TD: Tensor, paths: Paths, activation: Activation) -> Tensor:
-    """y [T, E] of `path_forward`, with the same bits: nothing is kept for a backward pass."""
-    return path_inference(x_TD, paths, activation)(x_TD.contiguous())
-
-
 def path_inference(x_TD: Tensor, paths: Paths, activation: Activation) -> Inference:
-    """`path_infer` with the checks done once, for any contiguous x of this dtype."""
+    """`path_forward` with the same bits and nothing kept for a backward pass; checked once, for any contiguous x of
+    this dtype."""
     check_paths(x_TD, paths, activation)
     _check_supported(x_TD)
     (K, N, E), D = paths.w2.shape, x_TD.shape[1]
@@ -340,12 +330,10 @@ __all__ = [
     "Inference",
     "leaf_backward",
     "leaf_forward",
-    "leaf_infer",
     "leaf_inference",
     "leaf_jvp",
     "path_backward",
     "path_forward",
-    "path_infer",
     "path_inference",
     "path_jvp",
     "route_tokens",

@@ -28,6 +28,14 @@ PATHS = [(80, 33, 1, 4), (8, 1, 3, 2), (5, 97, 2, 1), (136, 80, 2, 5)]  # D, E, 
 TOKENS = [0, 1, 2, 7, 50, 300]
 
 
+def leaf_infer(x: Tensor, weight: Tensor, bias: Tensor, leaves: Leaves, activation: Activation) -> Tensor:
+    return native.leaf_inference(x, weight, bias, leaves, activation)(x.contiguous())
+
+
+def path_infer(x: Tensor, paths: Paths, activation: Activation) -> Tensor:
+    return native.path_inference(x, paths, activation)(x.contiguous())
+
+
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -231,9 +239,9 @@ def test_leaf_infer_is_route_and_forward(L: int, T: int, dtype: torch.dtype) -> 
     weight, bias = draw(L - 1, D, dtype=dtype), draw(L - 1, dtype=dtype)
     leaf = native.route_tokens(x, weight, bias)
     assert torch.equal(leaf, leaf_of(x.double() @ weight.double().T + bias.double()))
-    y = native.leaf_infer(x, weight, bias, leaves, "gelu")
+    y = leaf_infer(x, weight, bias, leaves, "gelu")
     assert torch.equal(y, native.leaf_forward(x, leaf, None, leaves, "gelu")[0])
-    assert torch.equal(y, native.leaf_infer(x.T.contiguous().T, weight, bias, leaves, "gelu"))
+    assert torch.equal(y, leaf_infer(x.T.contiguous().T, weight, bias, leaves, "gelu"))
 
 
 def test_ties_and_nan_go_left() -> None:
@@ -250,18 +258,18 @@ def test_wrong_arguments_raise() -> None:
     x, leaves, paths = draw(2, 8), draw_leaves(8, 4, 8, 4), draw_paths(8, 8, 1, 2)
     weight, bias = draw(3, 8), draw(3)
     with pytest.raises(ValueError, match="w1 has shape"):
-        native.leaf_infer(draw(2, 9), weight, bias, leaves, "gelu")
+        leaf_infer(draw(2, 9), weight, bias, leaves, "gelu")
     with pytest.raises(ValueError, match="node weight"):
-        native.leaf_infer(x, draw(3, 9), bias, leaves, "gelu")
+        leaf_infer(x, draw(3, 9), bias, leaves, "gelu")
     with pytest.raises(ValueError, match="bfloat16"):
-        native.leaf_infer(x.to(BF16), weight, bias, leaves, "gelu")
+        leaf_infer(x.to(BF16), weight, bias, leaves, "gelu")
     with pytest.raises(ValueError, match="activation"):
-        native.path_infer(x, paths, "tanh")  # type: ignore[arg-type]
+        path_infer(x, paths, "tanh")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="w1 has shape"):
-        native.path_infer(draw(2, 9), paths, "gelu")
+        path_infer(draw(2, 9), paths, "gelu")
     doubles = Paths(*(t.double() for t in (paths.w1, paths.b1, paths.w2, paths.b2)))
     with pytest.raises(ValueError, match="float64"):
-        native.path_infer(x.double(), doubles, "gelu")
+        path_infer(x.double(), doubles, "gelu")
 
 
 # ---- paths ----
@@ -271,14 +279,14 @@ def test_wrong_arguments_raise() -> None:
 @pytest.mark.parametrize("shape", PATHS)
 @pytest.mark.parametrize("T", TOKENS)
 def test_path_agrees(T: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
-    """Output, `pre`, nodes and every gradient are plain's; `path_infer` gives the bits of `path_forward`."""
+    """Output, `pre`, nodes and every gradient are plain's; inference gives the bits of `path_forward`."""
     D, E, _, _ = shape
     x, paths = draw(T, D, dtype=dtype), draw_paths(*shape, dtype)
     (y, pre, node), (y_plain, pre_plain, node_plain) = (k.path_forward(x, paths, "gelu") for k in (native, plain))
     assert torch.equal(node, node_plain)
     assert_close(y, y_plain)
     assert_close(pre, pre_plain)
-    assert torch.equal(native.path_infer(x, paths, "gelu"), y)
+    assert torch.equal(path_infer(x, paths, "gelu"), y)
     grad = draw(T, E, dtype=dtype, seed=2)
     got, expected = (k.path_backward(grad, x, pre_plain, node_plain, paths, "gelu") for k in (native, plain))
     assert_close(got[0], expected[0])

@@ -8,11 +8,7 @@ the cases are cut to a few tokens, and the constants that choose tiles are set f
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +18,7 @@ from curate.kernels import gpu
 from curate.kernels.fff import Activation, LeafTangents, Leaves, on_gpu, on_gpu_layout, on_gpu_path, plain
 from curate.kernels.fff.functions import leaf_mlp
 from tests.oracle.fff_cases import TOLERANCE, leaf_case, leaf_errors, path_case, path_errors, relative_error
+from tests.oracle.interpreted import passes_interpreted
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HERE = gpu.usable(torch.zeros(1, device=DEVICE))
@@ -32,15 +29,7 @@ runs_here = pytest.mark.skipif(not HERE, reason="no GPU: run in a process of its
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_the_cases_hold_under_the_interpreter() -> None:
     """Every case of this file passes, and none is skipped, where Triton interprets."""
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "not under_the_interpreter", __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, timeout=280, check=False
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-1000:]
-    assert " passed" in done.stdout, done.stdout[-600:]
-    assert "skipped" not in done.stdout, done.stdout[-600:]
+    passes_interpreted(__file__)
 
 
 def test_unsupported_tensors_are_named() -> None:

@@ -6,12 +6,8 @@ Without a GPU the cases are skipped here and one test runs this file again in a 
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -23,6 +19,7 @@ from curate.kernels import gpu
 from curate.kernels.selection import Loss, PairKernel, Side, on_gpu
 from curate.kernels.selection.on_gpu import GpuPairs
 from curate.kernels.selection.plain import PlainPairs
+from tests.oracle.interpreted import passes_interpreted
 
 # B candidates, c newly chosen, D width
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,15 +36,7 @@ TOLERANCE = 5e-5
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_the_cases_hold_under_the_interpreter() -> None:
     """Every case of this file passes, and none is skipped, where Triton interprets."""
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "not under_the_interpreter", __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, timeout=280, check=False
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-1000:]
-    assert " passed" in done.stdout, done.stdout[-600:]
-    assert "skipped" not in done.stdout, done.stdout[-600:]
+    passes_interpreted(__file__)
 
 
 def sides_of(B: int, D: int, dtype: torch.dtype = torch.float32, *, seed: int = 0) -> list[Side]:

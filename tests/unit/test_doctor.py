@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 def test_no_compiler_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a C++ compiler the examination says so and goes on."""
-    monkeypatch.setattr(examination.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     exam = examine()
     assert next(fact for fact in exam.facts if fact.name == "C++ compiler").value == "none"
 

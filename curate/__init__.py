@@ -32,10 +32,11 @@ _PUBLIC = {
     "explain": ("curate.explanation", "explain"),
     "inspect": ("curate.inspection", "inspect_shards"),
     "plan": ("curate.pipelines.runner", "plan"),
+    "probe": ("curate.learner.probing", "probe_shards"),
     "replace_feedforward": ("curate.feedforward.surgery", "replace_feedforward"),
     "score": ("curate.pipelines.runner", "score"),
     "select": ("curate.pipelines.repeating", "select"),
-    "train": ("curate.learner.train", "train"),
+    "train": ("curate.pipelines.training", "train"),
     "verify": ("curate.verification", "verify"),
     "write": ("curate.pipelines.repeating", "write"),
 }

@@ -8,12 +8,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from curate.errors import UsageError
 from curate.ledger import find_rows, read_ledger
 from curate.reasons import REASONS
-from curate.run_record import read_run
+from curate.run_record import RunRecord, TeeRecord, read_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ def explain(output: str | PathLike[str], key: str) -> list[Explanation]:
     """
     output = Path(output).expanduser().absolute()
     rows = list(find_rows(output, key))
+    rows += [row for row in _repeated(output, key) if row not in rows]
     if not rows:
         raise UsageError(
             f"{output}: no sample with key, new key, uid or sample id {key!r}; "
@@ -56,9 +59,13 @@ def _sentences(output: Path, row: dict[str, Any]) -> list[str]:
         sentences.append(f"Detail: {row['detail']}.")
     if row["status"] == "quarantined":
         return sentences
-    sentences.append(_scores(row))
+    record = read_record(output)
+    if row["reference_similarity"] is not None:
+        sentences.append(_scores(row))
+    if isinstance(record, TeeRecord):
+        return sentences + ([_times(output, row)] if row["times_selected"] else [])
     if row["score"] is not None:
-        sentences.append(_standing(output, row))
+        sentences.append(_standing(output, record, row))
     if row["out_key"] is not None:
         sentences.append(f"It was written as {row['out_key']} in {row['out_shard']}.")
     return sentences
@@ -69,12 +76,40 @@ def _scores(row: dict[str, Any]) -> str:
     if row["learner_similarity"] is not None:
         parts.append(f"learner similarity {row['learner_similarity']:.4f} (loss {row['learner_loss']:.4f})")
         parts.append(f"learnability of the pair alone {row['learner_loss'] - row['reference_loss']:+.4f}")
+    if row["alignment"] is not None:
+        parts.append(f"alignment with the trusted gradient {row['alignment']:+.4g}")
     return "Scores: " + ", ".join(parts) + "."
 
 
-def _standing(output: Path, row: dict[str, Any]) -> str:
+def _repeated(output: Path, key: str) -> list[dict[str, Any]]:
+    """The row of the sample that was written as `key` when a training chose it again: the ledger has its first key."""
+    sidecar = output / f"{key[:-4]}.parquet"
+    if not (key.isdecimal() and sidecar.is_file()):
+        return []
+    table = pq.read_table(sidecar, columns=["key", "sample_id"])
+    found = table.filter(pc.equal(table["key"], key))["sample_id"].to_pylist()
+    return [row for sample_id in found for row in find_rows(output, sample_id.hex())]
+
+
+def _times(output: Path, row: dict[str, Any]) -> str:
+    """At which steps a training chose the sample, and where each copy of it is."""
+    columns = ["key", "sample_id", "original_shard", "sub_batch", "rank"]
+    copies: list[str] = []
+    for sidecar in sorted(output.glob("*.parquet"), key=lambda path: int(path.stem)):
+        table = pq.read_table(sidecar, columns=columns)
+        same = pc.equal(table["sample_id"], pa.scalar(row["sample_id"], pa.binary(16)))
+        same = pc.and_(same, pc.equal(table["original_shard"], row["shard"]))
+        copies += [
+            f"step {one['sub_batch'] + 1} at rank {one['rank']} ({one['key']} in {sidecar.stem}.tar)"
+            for one in table.filter(same).to_pylist()
+        ]
+    first = f", with a logit of {row['score']:.2f} the first time" if row["score"] is not None else ""
+    return f"The training chose it {row['times_selected']} times{first}: {', '.join(copies)}."
+
+
+def _standing(output: Path, record: RunRecord, row: dict[str, Any]) -> str:
     """Where the sample stood in its super-batch."""
-    settings = read_run(output).settings.select
+    settings = record.settings.select
     table = read_ledger(output, ["sub_batch", "rank", "score"])
     table = table.filter(pc.and_(pc.equal(table["sub_batch"], row["sub_batch"]), pc.is_valid(table["score"])))
     drawn = len(table) - table["rank"].null_count

@@ -27,6 +27,7 @@ LEDGER_SCHEMA: Final = pa.schema(
         ("learner_similarity", pa.float32()),
         ("reference_loss", pa.float32()),
         ("learner_loss", pa.float32()),
+        ("alignment", pa.float32()),
         ("score", pa.float32()),
         ("sub_batch", pa.int32()),
         ("rank", pa.int32()),

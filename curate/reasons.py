@@ -13,6 +13,7 @@ KEPT: Final = {
 }
 DROPPED: Final = {
     "not-selected": "a candidate of its super-batch that the sampler did not draw",
+    "never-chosen": "no step of the training chose it: passed over each time, or never met",
     "duplicate-exact": "same image bytes and same caption as an earlier sample",
     "duplicate-near": "image within the perceptual-hash distance of an earlier sample",
 }

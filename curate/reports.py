@@ -87,7 +87,7 @@ def render_verification(verification: Verification, console: Console) -> None:
 
 @contextlib.contextmanager
 def training_bar() -> Iterator[Callable[[Any], None]]:
-    """A progress callback for `curate.learner.train`: a bar on a terminal, plain lines elsewhere."""
+    """A progress callback for `curate.train`: a bar on a terminal, plain lines elsewhere."""
     from curate.progress import progress
 
     with contextlib.ExitStack() as stack:

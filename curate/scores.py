@@ -46,6 +46,7 @@ COLUMNS: Final = pa.schema(
         ("learner_similarity", pa.float32()),
         ("reference_loss", pa.float32()),
         ("learner_loss", pa.float32()),
+        ("alignment", pa.float32()),  # of the learner's gradients with a trusted one; null where not asked for
     ]
 )
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from curate.errors import UsageError
 from curate.formats.img2dataset import SAMPLES_PER_SHARD
-from curate.selection.criteria import Criterion
+from curate.selection.criteria import AnyCriterion, default_gain
 from curate.selection.criteria import LossName as Loss
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -34,6 +34,8 @@ class ScoreSettings(_Settings):
     batch_size: int = Field(default=64, ge=1, le=65_536)
     max_pixels: int = Field(default=64_000_000, ge=1)
     max_caption_bytes: int = Field(default=65_536, ge=1)
+    trusted: tuple[str, ...] | None = None  # sha256 of each trusted shard, sorted; None: no alignment scores
+    trusted_size: int | None = Field(default=None, ge=2, le=65_536)
 
 
 class SelectSettings(_Settings):
@@ -43,11 +45,16 @@ class SelectSettings(_Settings):
     sub_batch: int | None = Field(default=None, ge=1)
     super_batch: int = Field(default=20_480, ge=1)
     chunks: int = Field(default=16, ge=1)
-    criterion: Criterion
+    criterion: AnyCriterion
     loss: Loss
     gain: float = Field(default=100.0, ge=0, allow_inf_nan=False)
     seed: int = Field(default=0, ge=0, lt=2**63)
     deduplicate: Deduplicate = "exact"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_gain(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return values | {"gain": default_gain(values.get("criterion", ""))} if values.get("gain") is None else values
 
     @model_validator(mode="after")
     def _sub_batch_fits(self) -> SelectSettings:

@@ -15,12 +15,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curate.errors import ShardError, UsageError
+from curate.chosen import log_digest, log_rows, read_log
+from curate.errors import ShardError, UsageError, VerificationError
 from curate.ledger import ledger_files, read_ledger
-from curate.run_record import RunRecord, read_run
+from curate.run_record import Record, RunRecord, TeeRecord, read_record
 from curate.shards.captions import read_caption
 from curate.shards.samples import SampleEntry, group_samples
 from curate.shards.sources import open_shard, shard_digest
@@ -66,15 +68,19 @@ class _Untried(Exception):
 def verify(output: str | PathLike[str], *, load: bool = True) -> Verification:
     """Check the output directory of a finished run; `load` also reads a sample with webdataset and open_clip."""
     output = Path(output).expanduser().absolute()
-    record, manifest = read_run(output), _manifest(output)
+    record, manifest = read_record(output), _manifest(output)
     steps: list[tuple[str, Callable[[], str]]] = [
         ("finished", lambda: _finished(output, manifest)),
         ("accounting", lambda: _accounting(output, record, manifest)),
         ("inputs", lambda: _inputs(record, manifest)),
         ("digests", lambda: _digests(output, manifest)),
-        ("pairs", lambda: _pairs(output, manifest)),
-        ("sub-batches", lambda: _sub_batches(output, record)),
     ]
+    if isinstance(record, TeeRecord):
+        steps.append(("pairs", lambda: _teed_pairs(output, manifest)))
+        steps.append(("sub-batches", lambda: _teed_sub_batches(output, record, manifest)))
+    else:
+        steps.append(("pairs", lambda: _pairs(output, manifest)))
+        steps.append(("sub-batches", lambda: _sub_batches(output, record)))
     if load:
         from curate.loaders.readers import read_with_open_clip, read_with_webdataset
 
@@ -90,7 +96,7 @@ def _checked(name: str, step: Callable[[], str]) -> Check:
         return Check(name, False, str(mismatch))
     except _Untried as untried:
         return Check(name, None, str(untried))
-    except (OSError, ValueError, KeyError, UsageError, ShardError) as error:
+    except (OSError, ValueError, KeyError, UsageError, ShardError, VerificationError) as error:
         return Check(name, False, f"{type(error).__name__}: {error}")
 
 
@@ -111,7 +117,7 @@ def _finished(output: Path, manifest: dict[str, Any]) -> str:
     return f"{manifest['counts']['in']} samples in {len(manifest['inputs'])} shards came in"
 
 
-def _accounting(output: Path, record: RunRecord, manifest: dict[str, Any]) -> str:
+def _accounting(output: Path, record: Record, manifest: dict[str, Any]) -> str:
     """in = kept + dropped + quarantined for every input shard, each row with a reason; the manifest says the same."""
     files = ledger_files(output)
     if len(files) != len(record.inputs):
@@ -130,7 +136,7 @@ def _accounting(output: Path, record: RunRecord, manifest: dict[str, Any]) -> st
     return " + ".join(f"{totals[name]} {name}" for name in STATUSES) + f" = {totals.total()}"
 
 
-def _inputs(record: RunRecord, manifest: dict[str, Any]) -> str:
+def _inputs(record: Record, manifest: dict[str, Any]) -> str:
     """The original shards, if they are still there, hold the samples that the ledger accounts for."""
     seen = 0
     for source, known in zip(record.inputs, manifest["inputs"], strict=True):
@@ -167,11 +173,32 @@ def _pairs(output: Path, manifest: dict[str, Any]) -> str:
             row = expected.pop(key, None)
             if row is None or row["out_shard"] != shard["name"] or row["sample_id"] != sidecar["sample_id"]:
                 raise _Mismatch(f"{shard['name']}, sample {key}: the ledger sent another sample there")
-            if hashlib.sha256(image).hexdigest() != sidecar["sha256"] or caption != sidecar["caption"]:
-                raise _Mismatch(f"{shard['name']}, sample {key}: image or caption is not that of its sidecar")
+            _compare_pair(f"{shard['name']}, sample {key}", sidecar, image, caption)
     if expected:
         raise _Mismatch(f"{len(expected)} kept samples are in no shard, first {next(iter(expected))}")
     return f"image and caption of {manifest['counts']['kept']} written samples"
+
+
+def _compare_pair(where: str, sidecar: dict[str, Any], image: memoryview, caption: str | None) -> None:
+    if hashlib.sha256(image).hexdigest() != sidecar["sha256"] or caption != sidecar["caption"]:
+        raise _Mismatch(f"{where}: image or caption is not that of its sidecar")
+
+
+def _teed_pairs(output: Path, manifest: dict[str, Any]) -> str:
+    """Every pair written is that of its sidecar, and each sample is there as often as the ledger says it was chosen."""
+    found: Counter[tuple[str, bytes]] = Counter()
+    for shard in manifest["shards"]:
+        for key, sidecar, image, caption in _written(output / shard["name"]):
+            _compare_pair(f"{shard['name']}, sample {key}", sidecar, image, caption)
+            found[sidecar["original_shard"], sidecar["sample_id"]] += 1
+    for row in read_ledger(output, ["shard", "key", "sample_id", "status", "times_selected"]).to_pylist():
+        times = found.pop((row["shard"], row["sample_id"]), 0)
+        if times != row["times_selected"] or (times > 0) != (row["status"] == "kept"):
+            where = f"{row['shard']}, sample {row['key']!r}"
+            raise _Mismatch(f"{where}: {row['status']}, chosen {row['times_selected']} times, written {times} times")
+    if found:
+        raise _Mismatch(f"{len(found)} samples were written that the ledger does not have, first {next(iter(found))}")
+    return f"image and caption of {manifest['chosen']['samples']} written samples, repeats as in the ledger"
 
 
 def _written(tar: Path) -> Iterator[tuple[str, dict[str, Any], memoryview, str | None]]:
@@ -205,6 +232,26 @@ def _sub_batches(output: Path, record: RunRecord) -> str:
     if wanted is not None and any(size != wanted for size in sizes):
         raise _Mismatch(f"--sub-batch {wanted} was asked for, sub-batches have {sizes}")
     return f"{len(ranks)} of {sizes[0] if sizes else 0} to {sizes[-1] if sizes else 0} samples"
+
+
+def _teed_sub_batches(output: Path, record: TeeRecord, manifest: dict[str, Any]) -> str:
+    """The sidecars hold exactly the log that the shards were made of; the training's own too, if it is still there."""
+    digest, steps = hashlib.sha256(), 0
+    names = ["sub_batch", "rank", "score", "sample_id"]
+    for shard in manifest["shards"]:
+        table = pq.read_table((output / shard["name"]).with_suffix(".parquet"), columns=names)
+        step = pc.add(table["sub_batch"].cast(pa.int64()), 1)
+        digest.update(log_rows(table.append_column("step", step)).tobytes())
+        steps = pc.max(step).as_py()
+    known = manifest["chosen"]
+    if digest.hexdigest() != known["log"] or steps != known["steps"]:
+        raise _Mismatch(f"the sidecars do not hold the {known['steps']} sub-batches that were chosen, in their order")
+    if not record.run.is_dir():
+        return f"{steps}, as chosen (the training's own log, {record.run}, is not reachable from here)"
+    ours = (segment for segment in read_log(record.run) if segment.table["step"][0].as_py() <= steps)
+    if log_digest(ours) != known["log"]:
+        raise _Mismatch(f"{record.run} has another log of chosen sub-batches now; the training went on or was changed")
+    return f"{steps}, as in the log of {record.run}"
 
 
 def _loaded(read: Callable[[Path, list[str]], tuple[int, str]], output: Path, manifest: dict[str, Any]) -> str:

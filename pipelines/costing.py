@@ -18,10 +18,12 @@ import torch
 from curate.costs.flops import selection_flops
 from curate.costs.ledger import factor_over_iid
 from curate.models.embed import DualEncoder
+from curate.pipelines.aligning import Aligner, aligned_learner
 from curate.pipelines.modelling import ModelChoice
 from curate.pipelines.planning import SuperBatch, plan_super_batches
 from curate.reading import ReadLimits, Sample, read_sample
 from curate.run_record import RunRecord
+from curate.selection.alignment import alignment_flops, moving
 from curate.settings import SelectSettings
 from curate.shards.samples import SampleEntry, group_samples
 from curate.shards.sources import ShardSource, open_shard
@@ -35,9 +37,9 @@ UNKNOWN_DIGEST = "0" * 64  # the plan needs counts, not ids; the digest would co
 class Plan:
     """The plan of `curate score`.
 
-    `flops` has reference, learner, selection and total; `factor` is the cost of scoring and training the chosen
-    sub-batches once over training them alone (None without a learner: the reference is then all that is paid).
-    `seconds` is an estimate from `probed` samples scored on one core.
+    `flops` has reference, learner, alignment (with trusted pairs), selection and total; `factor` is the cost of scoring
+    and training the chosen sub-batches once over training them alone (None without a learner: the reference is then all
+    that is paid). `seconds` is an estimate from `probed` samples scored on one core.
     """
 
     shards: int
@@ -68,7 +70,8 @@ def plan_costs(record: RunRecord, choice: ModelChoice, *, cached: bool, cores: i
     candidates = [sum(entry.reason is None for entry in shard) for shard in entries]
     batches = plan_super_batches([UNKNOWN_DIGEST] * len(entries), candidates, settings)
     models = {role: model for role, model in choice.models.items() if not (cached and role == "reference")}
-    rate, probed, tokens = _probe(record, entries, models)
+    aligned = None if choice.settings.trusted is None else aligned_learner(choice.settings)
+    rate, probed, tokens = _probe(record, entries, models, aligned)
     total, selected = sum(candidates), sum(batch.size for batch in batches)
     flops = _flops(models, batches, settings, choice, total, tokens)
     factor, factor_of = _factor(choice, flops, total, selected, tokens)
@@ -99,7 +102,10 @@ def _entries(source: ShardSource) -> list[SampleEntry]:
 
 
 def _probe(
-    record: RunRecord, entries: list[list[SampleEntry]], models: dict[str, DualEncoder]
+    record: RunRecord,
+    entries: list[list[SampleEntry]],
+    models: dict[str, DualEncoder],
+    aligned: DualEncoder | None,
 ) -> tuple[float, int, float]:
     """(samples per second on one core, samples probed, mean caption tokens) of one batch, after a few to warm up."""
     limits = ReadLimits(min_side=max((model.min_side for model in models.values()), default=None))
@@ -109,10 +115,10 @@ def _probe(
         for source, shard in zip(record.inputs, entries, strict=True):
             with open_shard(source) as data:
                 good = [entry for entry in shard if entry.reason is None]
-                _embed(list(_read(data, good[:4], limits)), models)
+                _embed(list(_read(data, good[:4], limits)), models, aligned)
                 started = time.perf_counter()
                 samples = list(islice(_read(data, good, limits), PROBE_SAMPLES))
-                tokens = _embed(samples, models)
+                tokens = _embed(samples, models, aligned)
                 seconds = time.perf_counter() - started
             if samples:
                 return len(samples) / seconds, len(samples), tokens
@@ -125,8 +131,8 @@ def _read(data: memoryview, entries: list[SampleEntry], limits: ReadLimits) -> I
     return (sample for entry in entries if (sample := read_sample(data, entry, limits)).reason is None)
 
 
-def _embed(samples: list[Sample], models: dict[str, DualEncoder]) -> float:
-    """Embed the samples with every model; mean tokens of their captions."""
+def _embed(samples: list[Sample], models: dict[str, DualEncoder], aligned: DualEncoder | None) -> float:
+    """Embed the samples with every model, and score them along any direction; mean tokens of their captions."""
     lengths = [0.0]
     for model in models.values():
         pixels = [model.preprocess(sample.rgb_HWC) for sample in samples if sample.rgb_HWC is not None]
@@ -136,6 +142,11 @@ def _embed(samples: list[Sample], models: dict[str, DualEncoder]) -> float:
         token_BT = model.tokenize([sample.caption or "" for sample in samples])
         model.embed_texts(token_BT)
         lengths.append(float((token_BT != 0).sum(1).float().mean()))
+    if aligned is not None and samples:
+        image_BCHW = aligned.preprocess_batch([sample.rgb_HWC for sample in samples if sample.rgb_HWC is not None])
+        anywhere = {name: p.detach() for name, p in aligned.module.named_parameters() if p.requires_grad}
+        with moving(aligned.module, anywhere) as derivatives:
+            Aligner(aligned, derivatives, len(samples))([image_BCHW], [sample.caption or "" for sample in samples])
     return max(lengths)
 
 
@@ -149,6 +160,9 @@ def _flops(
 ) -> dict[str, float]:
     flops = {role: samples * model.flops_per_sample(round(tokens)) for role, model in models.items()}
     widths = sum(model.width for role, model in choice.models.items() if _drawn_with(role, settings))
+    if (trusted := choice.settings.trusted_size) is not None:
+        forward = choice.models["learner"].flops_per_sample(round(tokens))
+        flops["alignment"] = alignment_flops(forward, trusted=trusted, candidates=samples)
     flops["selection"] = sum(
         selection_flops(batch.candidates, batch.size, widths, settings.chunks) for batch in batches
     )
@@ -156,7 +170,9 @@ def _flops(
 
 
 def _drawn_with(role: str, settings: SelectSettings) -> bool:
-    return {"easy-reference": role == "reference", "hard-learner": role == "learner"}.get(settings.criterion, True)
+    """Does the draw compare the model's embeddings?"""
+    alone = {"easy-reference": "reference", "hard-learner": "learner", "alignment": None}
+    return alone.get(settings.criterion, role) == role
 
 
 def _factor(

@@ -19,7 +19,8 @@ from curate.contact_sheet import contact_sheet
 from curate.demonstration.corpus import Corpus, draw_corpus
 from curate.demonstration.noise_table import NoiseTable, noise_table, noise_view
 from curate.errors import UsageError
-from curate.learner.train import Progress, train
+from curate.learner.engine import Progress
+from curate.pipelines.training import train
 from curate.ledger import read_ledger
 from curate.pipelines.runner import score
 from curate.progress import progress

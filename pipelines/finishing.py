@@ -6,12 +6,13 @@ Everything before SUCCESS.json can be repeated; nothing is collected before it e
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 
@@ -19,11 +20,22 @@ from curate.errors import VerificationError
 from curate.formats.datacomp import to_npy, uid_array
 from curate.formats.openclip import sizes
 from curate.formats.wids import WidsShard, wids_index
-from curate.pipelines.passes import Job
 from curate.receipts import Receipt, Store
+from curate.run_record import Record
 from curate.storage import leftovers, readable_json, remove, replace_file, sync_directory
 
 STATUSES = ("kept", "dropped", "quarantined")
+
+
+class Place(Protocol):
+    """A pinned run and where it lives: what every kind of job has."""
+
+    @property
+    def output(self) -> Path: ...
+    @property
+    def record(self) -> Record: ...
+    @property
+    def store(self) -> Store: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +55,7 @@ _PUBLISHED = re.compile(r"\d{5,}(\.tar|\.parquet|\.idx|_stats\.json)")
 _SIDE = ("sizes.json", "shardindex.json", "meta.json", "sample_ids.npy")
 
 
-def reopen(output: Path, *, keep: tuple[str, ...] = ("score",)) -> None:
+def reopen(output: Path, *, keep: tuple[str, ...] = ("score", "direction")) -> None:
     """Take back what an earlier run published, SUCCESS first, and its receipts but for the stages in `keep`."""
     root = output / "_curate"
     if (root / "SUCCESS.json").exists():
@@ -64,19 +76,55 @@ def reopen(output: Path, *, keep: tuple[str, ...] = ("score",)) -> None:
             remove(path)
 
 
+def withdraw(job: Place, units: Set[str]) -> bool:
+    """Take SUCCESS back if what is finished is not that of these units, and more was not finished with them.
+
+    True if nothing is finished now. Receipts of other shards and ledgers go first: their files are about to be replaced
+    under their names, and a receipt knows a file by its size alone.
+    """
+    success, manifest = job.store.root / "SUCCESS.json", job.store.root / "manifest.json"
+    if not success.exists():
+        return True
+    if units <= set(json.loads(manifest.read_bytes())["receipts"]):
+        return False
+    for path in (job.store.root / "commits").glob("*.json"):
+        if path.stem.startswith(("shards-", "ledger-")) and path.stem not in units:
+            remove(path)
+    sync_directory(job.store.root / "commits")
+    remove(success)
+    sync_directory(job.store.root)  # else a loss of power could leave SUCCESS over shards that are gone
+    for path in (manifest, *(job.output / name for name in _SIDE)):
+        remove(path)
+    return True
+
+
+def remove_stale(job: Place, receipts: Receipts) -> None:
+    """Remove shards that have the name of a shard but are not among these: a log was taken back and grew otherwise."""
+    names = {output.published for receipt in receipts for output in receipt.outputs}
+    for path in job.output.iterdir():
+        if False:
+            remove(path)
+    sync_directory(job.output)
+
+
 def check_accounting(receipts: Receipts) -> dict[str, int]:
-    """in = kept + dropped + quarantined for every shard, and kept = written; the counts, or VerificationError."""
+    """in = kept + dropped + quarantined for every shard, and chosen = written; the counts, or VerificationError.
+
+    Every kept sample was chosen once, unless its ledger's receipt counts how often (`times`).
+    """
     totals: Counter[str] = Counter()
+    chosen = 0
     for scored, ledger in zip(receipts.scored, receipts.ledger, strict=True):
         statuses = ledger.facts["status"]
         if scored.facts["rows"] != sum(statuses.values()) or set(statuses) - set(STATUSES):
             came = f"{scored.facts['shard']}: {scored.facts['rows']} samples came in"
             raise VerificationError(f"{came}, the ledger has {statuses}")
         totals.update(statuses)
+        chosen += ledger.facts.get("times", statuses.get("kept", 0))
     counts = {"in": sum(totals.values())} | {status: totals[status] for status in STATUSES}
     written = sum(receipt.facts["samples"] for receipt in receipts.written)
-    if receipts.written and written != counts["kept"]:
-        raise VerificationError(f"{counts['kept']} samples are kept in the ledger, {written} were written")
+    if receipts.written and written != chosen:
+        raise VerificationError(f"{chosen} samples are kept in the ledger, {written} were written")
     return counts
 
 
@@ -88,15 +136,15 @@ def reason_counts(receipts: Receipts) -> dict[str, int]:
     return dict(sorted(reasons.items()))
 
 
-def finish(job: Job, receipts: Receipts, *, success: bool) -> dict[str, Any]:
-    """Publish the run and write its manifest; SUCCESS.json only if `success`. Returns the manifest."""
+def finish(job: Place, receipts: Receipts, *, success: bool, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Publish the run and write its manifest, `more` added; SUCCESS.json only if `success`. Returns the manifest."""
     counts = check_accounting(receipts)
     for receipt in receipts:
         job.store.publish_outputs(receipt)
     side = _side_files(job, receipts)
     for name, content in side.items():
         replace_file(job.output / name, content)
-    manifest = _manifest(job, receipts, counts, side)
+    manifest = _manifest(job, receipts, counts, side) | dict(more or {})
     content = readable_json(manifest)
     replace_file(job.store.root / "manifest.json", content)
     if not success:
@@ -111,7 +159,7 @@ def collect(store: Store, receipts: Receipts) -> None:
     """Remove attempts, and files and receipts of earlier selections, that nothing refers to any more."""
     current = {receipt.unit for receipt in receipts}
     for path in sorted((store.root / "commits").glob("*.json")):
-        if not path.stem.startswith("score-") and path.stem not in current:
+        if not path.stem.startswith(("score-", "direction-")) and path.stem not in current:
             remove(path)
     needed = {o.path for receipt in receipts for o in receipt.outputs if o.published is None}
     needed |= {output.path for receipt in store.receipts("score") for output in receipt.outputs}
@@ -126,7 +174,7 @@ def collect(store: Store, receipts: Receipts) -> None:
             remove(path)
 
 
-def _side_files(job: Job, receipts: Receipts) -> dict[str, bytes]:
+def _side_files(job: Place, receipts: Receipts) -> dict[str, bytes]:
     """The files that open_clip, DataComp and wids look for beside the shards."""
     shards = [(receipt.outputs[0], receipt.facts) for receipt in receipts.written]
     names = [(str(output.published), facts["samples"]) for output, facts in shards]
@@ -140,24 +188,24 @@ def _side_files(job: Job, receipts: Receipts) -> dict[str, bytes]:
     return files | ({"sample_ids.npy": to_npy(uid_array(uids))} if uids else {})
 
 
-def _uids(job: Job, receipt: Receipt) -> list[str | None]:
+def _uids(job: Place, receipt: Receipt) -> list[str | None]:
     sidecar = job.output / str(receipt.outputs[1].published)  # another driver may be collecting the other name
     column: list[str | None] = pq.read_table(sidecar, columns=["uid"])["uid"].to_pylist()
     return column
 
 
-def _meta(job: Job, names: list[tuple[str, int]]) -> dict[str, Any]:
-    settings = job.record.settings.model_dump()
+def _meta(job: Place, names: list[tuple[str, int]]) -> dict[str, Any]:
+    record = job.record.as_json()
     return {
         "tool": f"curate {job.record.tool}",
         "samples": sum(samples for _, samples in names),
         "shards": len(names),
-        "settings": settings,
-        "models": job.record.models,
+        "settings": record["settings"],
+        "models": record["models"],
     }
 
 
-def _manifest(job: Job, receipts: Receipts, counts: dict[str, int], side: dict[str, bytes]) -> dict[str, Any]:
+def _manifest(job: Place, receipts: Receipts, counts: dict[str, int], side: dict[str, bytes]) -> dict[str, Any]:
     shards = [
         {"name": o.published, "sha256": o.sha256, "size": o.size, "samples": receipt.facts["samples"]}
         for receipt in receipts.written

@@ -13,7 +13,7 @@ from curate.models.identity import ModelIdentity
 from curate.models.load import load_model
 from curate.models.spec import parse_spec
 from curate.run_record import read_run
-from curate.selection.criteria import Criterion, check_loss, require_models
+from curate.selection.criteria import AnyCriterion, check_available, check_loss
 from curate.selection.criteria import LossName as Loss
 from curate.settings import ScoreSettings
 
@@ -23,7 +23,7 @@ class ModelChoice:
     """The settled choice; `models` holds the loaded models by role, `identities` what `RUN.json` pins of them."""
 
     settings: ScoreSettings
-    criterion: Criterion
+    criterion: AnyCriterion
     loss: Loss
     models: dict[str, DualEncoder]
 
@@ -46,17 +46,32 @@ class ModelChoice:
 def choose_models(settings: ScoreSettings, criterion: str | None, loss: str) -> ModelChoice:
     """Load the models that `settings` name and settle criterion and loss.
 
-    Without a criterion, it is learnability where there is a learner and easy-reference where there is none, since
-    learnability without a trained learner is easy-reference plus noise. Loss "auto" is the models' own.
+    Without a criterion, it is alignment where there are trusted pairs, learnability where there is a learner and
+    easy-reference where there is none, since learnability without a trained learner is easy-reference plus noise. Loss
+    "auto" is the models' own; alignment takes the learner's.
     """
-    chosen = criterion or ("easy-reference" if settings.learner is None else "learnability")
-    require_models(chosen, reference=True, learner=settings.learner is not None)
+    learner, trusted = settings.learner is not None, settings.trusted is not None
+    if trusted and not learner:
+        raise UsageError("--trusted is for scores of a learner; name its checkpoint with --learner")
+    chosen = criterion or default_criterion(learner=learner, trusted=trusted)
+    check_available(chosen, reference=True, learner=learner, trusted=trusted)
     given = {"reference": settings.reference, "learner": settings.learner}
     names = {role: parse_spec(name).absolute for role, name in given.items() if name}
     settings = settings.model_copy(update=names)  # a worker may run in another directory
     models = {role: load_model(name, precision=settings.precision) for role, name in names.items()}
-    settled = _settle_loss(models, loss)
+    settled = _own_loss(models["learner"], loss) if chosen == "alignment" else _settle_loss(models, loss)
     return ModelChoice(settings, chosen, settled, models)  # type: ignore[arg-type]  # checked two lines above
+
+
+def default_criterion(*, learner: bool, trusted: bool) -> AnyCriterion:
+    """The criterion of a run that names none."""
+    return "alignment" if trusted else "learnability" if learner else "easy-reference"
+
+
+def _own_loss(learner: DualEncoder, loss: str) -> Loss:
+    if loss not in ("auto", learner.loss):
+        raise UsageError(f"alignment scores are of the learner's own loss, {learner.loss}; leave --loss {loss} out")
+    return learner.loss
 
 
 def _settle_loss(models: dict[str, DualEncoder], loss: str) -> Loss:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from curate.errors import UsageError, VerificationError
 from curate.formats.img2dataset import SAMPLES_PER_SHARD
@@ -41,6 +41,7 @@ class Job:
     engine: Engine
     cache: Path | None = None
     quiet: bool = False
+    direction: Path | None = None
 
     @property
     def store(self) -> Store:
@@ -50,12 +51,13 @@ class Job:
 def score_pass(job: Job) -> list[Receipt]:
     """Score every input shard; receipts in the order of the inputs."""
     record = job.record
+    settings, threads = record.settings.score, job.engine.threads_per_unit
     specs = [
-        ScoreSpec(job.output, source, record.settings.score, record.models, job.engine.threads_per_unit, job.cache)
+        ScoreSpec(job.output, source, settings, record.models, threads, job.cache, job.direction)
         for source in record.inputs
     ]
     megabytes = [source.size / 1e6 for source in job.record.inputs]
-    return _run(job, "score", score_shard, specs, megabytes, "MB")
+    return run_units(job, "score", score_shard, specs, megabytes, "MB")
 
 
 def select_pass(job: Job, scored: Sequence[Receipt]) -> list[Receipt]:
@@ -70,7 +72,7 @@ def select_pass(job: Job, scored: Sequence[Receipt]) -> list[Receipt]:
         SelectSpec(job.output, batch, _only(tables, batch), models, settings, job.engine.threads_per_unit)
         for batch in batches
     ]
-    return _run(job, "select", select_super_batch, specs, [batch.candidates for batch in batches], "samples")
+    return run_units(job, "select", select_super_batch, specs, [batch.candidates for batch in batches], "samples")
 
 
 def super_batches(scored: Sequence[Receipt], settings: SelectSettings) -> tuple[SuperBatch, ...]:
@@ -92,7 +94,7 @@ def ledger_pass(job: Job, scored: Sequence[Receipt], selected: Sequence[Receipt]
             if shard in receipt.facts["shards"]
         )
         specs.append(LedgerSpec(job.output, shard, source.url, tables[shard], drawings, size))
-    return _run(job, "ledger", write_ledger, specs, [1.0] * len(specs), "shards")
+    return run_units(job, "ledger", write_ledger, specs, [1.0] * len(specs), "shards")
 
 
 def write_pass(job: Job, scored: Sequence[Receipt], selected: Sequence[Receipt]) -> list[Receipt]:
@@ -107,7 +109,7 @@ def write_pass(job: Job, scored: Sequence[Receipt], selected: Sequence[Receipt])
         sources = {shard: job.record.inputs[shard] for shard in shards}
         specs.append(WriteSpec(job.output, number, pieces, sources, {shard: tables[shard] for shard in shards}))
         counts.append(float(stop - start))
-    return _run(job, "write", write_shard, specs, counts, "samples")
+    return run_units(job, "write", write_shard, specs, counts, "samples")
 
 
 def samples_per_shard(samples: int, settings: WriteSettings) -> int:
@@ -146,14 +148,24 @@ def _path(job: Job, receipt: Receipt) -> Path:
     return path
 
 
-def _run(
-    job: Job,
+class Running(Protocol):
+    """What runs units, and whether it may say so."""
+
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def quiet(self) -> bool: ...
+
+
+def run_units(
+    job: Running,
     title: str,
     unit: Callable[[Spec], Receipt],
     specs: Iterable[Spec],
     amounts: Sequence[float],
     name: str,
 ) -> list[Receipt]:
+    """The receipts of `unit` over `specs`, in their order; a bar shows `amounts` in units called `name`."""
     specs = list(specs)
     receipts: dict[int, Receipt] = {}
     with progress(title, sum(amounts), name, quiet=job.quiet or not specs) as shown:

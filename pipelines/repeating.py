@@ -14,12 +14,13 @@ from curate.errors import RunMismatch, UsageError
 from curate.pipelines import finishing, passes
 from curate.pipelines.engine import Mode, open_engine
 from curate.pipelines.finishing import Receipts
+from curate.pipelines.modelling import default_criterion
 from curate.pipelines.passes import Job
 from curate.pipelines.runner import drawn, local_output, select_and_write
 from curate.receipts import Receipt, Store
 from curate.results import RunResult, check_tolerance
 from curate.run_record import RunRecord, read_run, refuse_foreign, repin_run, run_path
-from curate.selection.criteria import Criterion, require_models
+from curate.selection.criteria import AnyCriterion, check_available, default_gain
 from curate.selection.criteria import LossName as Loss
 from curate.settings import (
     Deduplicate,
@@ -38,7 +39,7 @@ def select(
     sub_batch: int | None = None,
     super_batch: int | None = None,
     chunks: int | None = None,
-    criterion: Criterion | None = None,
+    criterion: AnyCriterion | None = None,
     gain: float | None = None,
     loss: Loss | None = None,
     seed: int | None = None,
@@ -124,11 +125,16 @@ def _reselected(
     """The stored settings with what was given in their place."""
     stored = record.settings.select
     values = stored.model_dump() if stored is not None else _default_selection(output, record)
+    if default_gain(given["criterion"] or values["criterion"]) != default_gain(values["criterion"]):
+        values["gain"] = None  # the stored one is in units of another criterion
     values |= {name: value for name, value in given.items() if value is not None}
     if keep is not None:
         values["sub_batch"] = None
     values |= drawn(keep, sub_batch, values["super_batch"])
-    require_models(values["criterion"], reference=True, learner=record.settings.score.learner is not None)
+    scored = record.settings.score
+    check_available(
+        values["criterion"], reference=True, learner=scored.learner is not None, trusted=scored.trusted is not None
+    )
     return record.settings.model_copy(update={"select": checked(SelectSettings, values)})
 
 
@@ -137,8 +143,10 @@ def _default_selection(output: Path, record: RunRecord) -> dict[str, Any]:
     scored = next(iter(Store.of(output).receipts("score")), None)
     if scored is None:
         raise UsageError(f"{output}: no shard is scored yet; run the same `curate score` command again, it resumes")
-    criterion: Criterion = "learnability" if record.settings.score.learner else "easy-reference"
-    return SelectSettings(criterion=criterion, loss=scored.facts["models"]["reference"]["loss"]).model_dump()
+    settings = record.settings.score
+    criterion = default_criterion(learner=settings.learner is not None, trusted=settings.trusted is not None)
+    role = "learner" if criterion == "alignment" else "reference"
+    return SelectSettings(criterion=criterion, loss=scored.facts["models"][role]["loss"]).model_dump()
 
 
 def _prepare_target(job: Job, target: Path) -> None:

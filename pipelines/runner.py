@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from curate.formats.openclip import train_command
 from curate.machine import cores
 from curate.models.spec import parse_spec
 from curate.pipelines import finishing, passes
+from curate.pipelines.aligning import make_direction, trusted_settings
 from curate.pipelines.costing import Plan, plan_costs
 from curate.pipelines.engine import Mode, open_engine
 from curate.pipelines.finishing import Receipts
@@ -25,7 +27,7 @@ from curate.pipelines.passes import Job
 from curate.receipts import Receipt, Store
 from curate.results import RunResult, check_tolerance, lost_shards, refuse_loss
 from curate.run_record import RunRecord, pin_run, refuse_foreign
-from curate.selection.criteria import Criterion
+from curate.selection.criteria import AnyCriterion
 from curate.settings import (
     Deduplicate,
     Precision,
@@ -50,11 +52,13 @@ def score(
     sub_batch: int | None = None,
     super_batch: int = 20_480,
     chunks: int = 16,
-    criterion: Criterion | None = None,
-    gain: float = 100.0,
+    criterion: AnyCriterion | None = None,
+    gain: float | None = None,
     loss: str = "auto",
     seed: int = 0,
     deduplicate: Deduplicate = "exact",
+    trusted: Shards = (),
+    trusted_size: int = 256,
     precision: Precision = "auto",
     batch_size: int = 64,
     samples_per_shard: int | None = None,
@@ -77,9 +81,11 @@ def score(
     started = time.monotonic()
     path = local_output(output)
     check_tolerance(tolerance)
+    clean = list_shards(trusted) if trusted else ()
     record, choice = plan_run(
         list_shards(shards),
-        {"reference": reference, "learner": learner, "precision": precision, "batch_size": batch_size},
+        {"reference": reference, "learner": learner, "precision": precision, "batch_size": batch_size}
+        | trusted_settings(clean, trusted_size),
         None
         if scores_only
         else drawn(keep, sub_batch, super_batch)
@@ -93,6 +99,8 @@ def score(
         prepare_output(path, record, overwrite=overwrite)  # after the engine stands: a refusal leaves no trace
         job = Job(path, record, running, cache, quiet)
         announce(job)
+        if clean:
+            job = replace(job, direction=make_direction(path, choice.settings, clean, choice.identities["learner"]))
         scored = passes.score_pass(job)
         if scores_only:
             return _scores_result(job, scored, tolerance, started)
@@ -106,8 +114,10 @@ def plan(
     keep: float | None = None,
     sub_batch: int | None = None,
     super_batch: int = 20_480,
-    criterion: Criterion | None = None,
+    criterion: AnyCriterion | None = None,
     loss: str = "auto",
+    trusted: Shards = (),
+    trusted_size: int = 256,
     samples_per_shard: int | None = None,
     reference_cache: str | PathLike[str] | None = None,
     **values: Any,
@@ -121,6 +131,7 @@ def plan(
     of_score: dict[str, Any] = {name: values.pop(name) for name in score_names if name in values}
     of_select = drawn(keep, sub_batch, super_batch) | values
     of_write = {"samples_per_shard": samples_per_shard}
+    of_score |= trusted_settings(list_shards(trusted) if trusted else (), trusted_size)
     record, choice = plan_run(list_shards(shards), of_score, of_select, of_write, criterion, loss)
     if reference_cache is not None:
         choice.check_cache(local_output(reference_cache))

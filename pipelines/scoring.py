@@ -2,7 +2,7 @@
 
 Bits do not depend on workers: a batch is fixed by the shard and the batch size, and each batch is computed by one
 thread with torch's own threads off; threads run batches side by side, so one decodes while another runs the model.
-Memory is bounded by a page of rows and one batch of images per thread.
+Memory is bounded by a page of rows and one batch of images per thread (a group of them with alignment, `aligning.py`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from curate import scores
 from curate.errors import CurateWarning, ModelError
 from curate.models.embed import DualEncoder
 from curate.models.identity import ModelIdentity
 from curate.models.load import load_model
+from curate.pipelines.aligning import GROUP_ROWS, Aligner, evenly, open_aligner
 from curate.reading import ReadLimits, Sample, read_samples
 from curate.receipts import Attempt, Receipt, Store, Unit
 from curate.score_rows import PREFIX, score_rows, score_schema, spread
@@ -53,11 +55,12 @@ class ScoreSpec:
     models: dict[str, Any]  # role -> ModelIdentity as json; "reference", and "learner" where there is one
     threads: int
     cache: Path | None = None
+    direction: Path | None = None  # of alignment; what it is made of is in the settings
 
     @property
     def unit(self) -> Unit:
         source = {"url": self.source.url, "size": self.source.size, "etag": self.source.etag}
-        settings = self.settings.model_dump(exclude={"reference", "learner", "precision"})
+        settings = self.settings.model_dump(exclude={"reference", "learner", "precision"}, exclude_none=True)
         return Unit("score", {"source": source, "settings": settings, "models": self.models})
 
 
@@ -81,7 +84,8 @@ def _score(spec: ScoreSpec, attempt: Attempt) -> dict[str, Any]:
             "models": {role: _model_facts(encoder) for role, encoder in encoders.items()},
         }
         cached = _cached_reference(spec, digest)
-        pages = list(_pages(spec, data, entries, encoders, cached))
+        with open_aligner(spec.settings, spec.direction) as aligner:
+            pages = list(_pages(spec, data, entries, encoders, cached, aligner))
     table = pa.concat_tables(pages) if pages else score_schema(encoders).empty_table()
     reasons = Counter(reason for reason in table["reason"].to_pylist() if reason is not None)
     facts |= {"candidates": len(entries) - sum(reasons.values()), "reasons": dict(sorted(reasons.items()))}
@@ -133,27 +137,35 @@ def _pages(
     entries: list[SampleEntry],
     encoders: dict[str, DualEncoder],
     cached: pa.Table | None,
+    aligner: Aligner | None,
 ) -> Iterator[pa.Table]:
     min_side = max(encoder.min_side for encoder in encoders.values())
     limits = ReadLimits(spec.settings.max_pixels, spec.settings.max_caption_bytes, min_side)
     with ThreadPoolExecutor(spec.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            for start in range(0, len(entries), PAGE):
-                page = entries[start : start + PAGE]
+            start = 0
+            # even pages for alignment: a last one of a few rows would be scored among these few
+            for page in evenly(entries, PAGE) if aligner else _batches(entries, PAGE):
                 rows = None if cached is None else cached.slice(start, len(page))
-                yield _page(data, page, limits, spec.settings.batch_size, encoders, rows, pool)
+                start += len(page)
+                yield _page(data, page, limits, spec.settings.batch_size, encoders, rows, aligner, pool)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
+def _batches(entries: Sequence[SampleEntry], size: int) -> list[Sequence[SampleEntry]]:
+    return [entries[start : start + size] for start in range(0, len(entries), size)]
+
+
 def _page(
     data: memoryview,
-    entries: list[SampleEntry],
+    entries: Sequence[SampleEntry],
     limits: ReadLimits,
     batch_size: int,
     encoders: dict[str, DualEncoder],
     cached: pa.Table | None,
+    aligner: Aligner | None,
     pool: ThreadPoolExecutor,
 ) -> pa.Table:
     """Rows of one page. Captions are tokenised here while the pool is at the images; texts follow these in its queue.
@@ -161,20 +173,26 @@ def _page(
     So no thread waits between images and texts, and the last pieces of work of a page are short ones.
     """
     seen = {role: encoder for role, encoder in encoders.items() if role != "reference" or cached is None}
-    batches = [entries[start : start + batch_size] for start in range(0, len(entries), batch_size)]
-    reading = pool.map(functools.partial(_read_batch, data, limits, seen), batches)
+    groups = evenly(_batches(entries, batch_size), max(1, GROUP_ROWS // batch_size) if aligner else 1)
+    reading = pool.map(functools.partial(_read_group, data, limits, seen, aligner), groups)
     captions = _captions(data, entries, limits) if seen else {}
     texts = {role: _embed_captions(encoder, captions, batch_size, pool) for role, encoder in seen.items()}
-    read = list(reading)
+    read = [batch for group in reading for batch in group]
     samples = [sample for batch in read for sample in batch.samples]
     good_N = np.array([sample.reason is None for sample in samples], bool)
     if cached is not None and not np.array_equal(good_N, [reason is None for reason in cached["reason"].to_pylist()]):
-        return _page(data, entries, limits, batch_size, encoders, None, pool)  # read under other limits: embed anew
+        return _page(
+            data, entries, limits, batch_size, encoders, None, aligner, pool
+        )  # read under other limits: embed anew
     columns: dict[str, pa.Array] = {}
     for role in seen:
         image_MD = np.concatenate([batch.images[role] for batch in read])
         columns[f"{PREFIX[role]}_image"] = spread(image_MD, good_N)
         columns[f"{PREFIX[role]}_text"] = spread(texts[role](good_N), good_N)
+    if aligner is not None:
+        score_N = np.zeros(len(samples), np.float32)
+        score_N[good_N] = np.concatenate([batch.alignment for batch in read if batch.alignment is not None])
+        columns["alignment"] = pa.array(score_N, mask=~good_N)
     if cached is not None:
         columns |= {name: cached[name].combine_chunks() for name in ("ref_image", "ref_text")}
     return score_rows(samples, columns, encoders)
@@ -186,10 +204,34 @@ class _Batch:
 
     samples: list[Sample]
     images: dict[str, NDArray[np.float32]]
+    pixels: Tensor | None = None  # the learner's, where they are wanted once more
+    alignment: NDArray[np.float32] | None = None
+
+
+def _read_group(
+    data: memoryview,
+    limits: ReadLimits,
+    encoders: dict[str, DualEncoder],
+    aligner: Aligner | None,
+    group: Sequence[Sequence[SampleEntry]],
+) -> list[_Batch]:
+    """Read the batches of a group, which alignment scores together; without it a group is one batch."""
+    read = [_read_batch(data, limits, encoders, entries, keep=aligner is not None) for entries in group]
+    if aligner is None:
+        return read
+    captions = [sample.caption or "" for batch in read for sample in batch.samples if sample.reason is None]
+    score_M = aligner([batch.pixels for batch in read if batch.pixels is not None], captions)
+    first, *others = (replace(batch, pixels=None) for batch in read)
+    return [replace(first, alignment=score_M), *others]
 
 
 def _read_batch(
-    data: memoryview, limits: ReadLimits, encoders: dict[str, DualEncoder], entries: list[SampleEntry]
+    data: memoryview,
+    limits: ReadLimits,
+    encoders: dict[str, DualEncoder],
+    entries: Sequence[SampleEntry],
+    *,
+    keep: bool = False,
 ) -> _Batch:
     """Read one batch, and embed its images with each encoder; a picture is resized and dropped before the next."""
     resized: dict[str, list[PillowImage]] = {role: [] for role in encoders}
@@ -199,16 +241,18 @@ def _read_batch(
             resized[role].append(encoder.rule.resized(picture))
 
     samples = read_samples(data, entries, limits, see)
-    return _Batch(samples, {role: _embed_images(encoder, resized[role]) for role, encoder in encoders.items()})
+    stacks = {role: encoder.stack(resized[role]) for role, encoder in encoders.items() if resized[role]}
+    images = {role: _embed_images(encoder, stacks.get(role)) for role, encoder in encoders.items()}
+    return _Batch(samples, images, stacks.get("learner") if keep else None)
 
 
-def _embed_images(encoder: DualEncoder, pictures: list[PillowImage]) -> NDArray[np.float32]:
-    if not pictures:
+def _embed_images(encoder: DualEncoder, image_BCHW: Tensor | None) -> NDArray[np.float32]:
+    if image_BCHW is None:
         return np.zeros((0, encoder.width), np.float32)
-    return encoder.embed_images(encoder.stack(pictures)).numpy()
+    return encoder.embed_images(image_BCHW).numpy()
 
 
-def _captions(data: memoryview, entries: list[SampleEntry], limits: ReadLimits) -> dict[int, str]:
+def _captions(data: memoryview, entries: Sequence[SampleEntry], limits: ReadLimits) -> dict[int, str]:
     """The captions of a page by row, those of unreadable images included: these are not known yet, and few."""
     read = (
         None if entry.reason is not None else read_caption(data, entry, max_bytes=limits.max_caption_bytes)[0]

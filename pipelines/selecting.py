@@ -1,4 +1,4 @@
-"""Draw one super-batch from stored embeddings: duplicates leave, the joint sampler draws, no model is touched.
+"""Draw one super-batch from stored scores: duplicates leave, a sampler draws, no model is touched.
 
 Rows are put in the order of their sample ids first, so nothing here depends on how the input was listed. Memory
 O(B D): the embeddings of one super-batch.
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from curate import duplicates, scores
 from curate.pipelines.planning import SuperBatch
 from curate.receipts import Attempt, Receipt, Store, Unit
+from curate.selection.independent import draw_alone
 from curate.selection.joint import Draw, Pairs, draw_joint
 from curate.settings import SelectSettings
 
@@ -85,8 +86,8 @@ def _select(spec: SelectSpec, attempt: Attempt) -> dict[str, Any]:
 
 def _candidates(spec: SelectSpec) -> pa.Table:
     """The super-batch's readable rows, with their shard and row numbers, in the order of their ids."""
-    towers = [name for name in scores.TOWERS if name.startswith(_prefixes(spec))]
-    columns = ["sample_id", "key", "reason", "image_digest", "caption_digest", "dhash", *towers]
+    asked = [name for name in (*scores.TOWERS, "alignment") if name.startswith(_prefixes(spec))]
+    columns = ["sample_id", "key", "reason", "image_digest", "caption_digest", "dhash", *asked]
     parts = []
     for piece in spec.batch.pieces:
         table = scores.read_table(spec.tables[piece.shard][0], columns)
@@ -97,9 +98,9 @@ def _candidates(spec: SelectSpec) -> pa.Table:
 
 
 def _prefixes(spec: SelectSpec) -> tuple[str, ...]:
-    """The models that the criterion asks for."""
+    """The columns that the criterion asks for: embeddings of models, or scores."""
     needed = {"learnability": ("ref_", "learner_"), "easy-reference": ("ref_",), "hard-learner": ("learner_",)}
-    return needed[spec.settings.criterion]
+    return {**needed, "alignment": ("alignment",)}[spec.settings.criterion]
 
 
 def _find_duplicates(rows: pa.Table, settings: SelectSettings) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
@@ -139,6 +140,9 @@ def _mark(
 
 def _draw(spec: SelectSpec, rows: pa.Table, unique_U: NDArray[np.int64], size: int) -> Draw:
     settings = spec.settings
+    if settings.criterion == "alignment":
+        score_U, ids_U = rows["alignment"].to_numpy()[unique_U], scores.ids_to_array(rows["sample_id"])[unique_U]
+        return draw_alone(score_U, ids_U, size=size, gain=settings.gain, seed=settings.seed, step=spec.batch.number)
     return draw_joint(
         _pairs(spec, rows, unique_U, "reference", "ref"),
         _pairs(spec, rows, unique_U, "learner", "learner"),

@@ -6,11 +6,12 @@ an image and a caption never come from different versions of a shard. Memory: on
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import re
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate import scores
-from curate.errors import ShardError
+from curate.errors import ShardError, VerificationError
 from curate.formats.dali import dali_index
 from curate.formats.img2dataset import SIDECAR_SCHEMA, output_key, shard_stem, stats
 from curate.reading import payload_digest
@@ -33,10 +34,12 @@ from curate.shards.tarwriter import tar_end, tar_member
 from curate.storage import HashingWriter, readable_json
 
 _SCORE_COLUMNS = (
-    "sample_id", "key", "uid", "members", "payload_digest", "image_digest", "width", "height",
+    "sample_id", "key", "uid", "reason", "members", "payload_digest", "image_digest", "width", "height",
     "reference_similarity", "learner_similarity",
 )  # fmt: skip
 
+Tables = Mapping[int, tuple[Path, str]]  # input shard -> (path of its score table, its sha256)
+MOST_OPEN = 256  # two file descriptors each, and a process has 1,024 as a rule
 
 EXECUTABLE = frozenset({"pkl", "pickle", "pyd", "pth", "pt"})  # readers of tars unpickle these, which runs them
 
@@ -75,21 +78,58 @@ def write_shard(spec: WriteSpec) -> Receipt:
 
 
 def _write(spec: WriteSpec, attempt: Attempt) -> dict[str, Any]:
-    stem = shard_stem(spec.number)
-    with contextlib.ExitStack() as stack:
-        rows = list(_rows(spec))
-        shards = {row["shard"]: stack.enter_context(open_shard(spec.sources[row["shard"]])) for row in rows}
-        with attempt.open(".tar", published=f"{stem}.tar") as file:
-            tar = TarFile(file)
-            sidecar = [_copy(spec, tar, shards[row["shard"]], index, row) for index, row in enumerate(rows)]
-            tar.finish()
+    picks = pa.concat_tables([_picks(drawn) for drawn in spec.drawn])
+    return write_files(attempt, spec.number, list(scored_rows(picks, spec.tables)), spec.sources)
+
+
+def write_files(
+    attempt: Attempt, number: int, rows: Iterable[dict[str, Any]], sources: Mapping[int, ShardSource]
+) -> dict[str, Any]:
+    """Tar, sidecar, stats and index of output shard `number` from rows of `scored_rows`; its facts."""
+    stem = shard_stem(number)
+    with OpenShards(sources) as shards, attempt.open(".tar", published=f"{stem}.tar") as file:
+        tar = TarFile(file)
+        sidecar = [_copy(tar, shards, output_key(number, index), row) for index, row in enumerate(rows)]
+        tar.finish()
     with attempt.open(".parquet", published=f"{stem}.parquet") as file:
         pq.write_table(pa.Table.from_pylist(sidecar, schema=SIDECAR_SCHEMA), file, compression="zstd")
     with attempt.open(".json", published=f"{stem}_stats.json") as file:
-        file.write(readable_json(stats(len(rows))))
+        file.write(readable_json(stats(len(sidecar))))
     with attempt.open(".idx", published=f"{stem}.idx") as file:
         file.write(dali_index(tar.members).encode())
-    return {"number": spec.number, "samples": len(rows), "md5": tar.md5}
+    return {"number": number, "samples": len(sidecar), "md5": tar.md5}
+
+
+class OpenShards:
+    """Input shards opened as they are asked for; of the local ones, whose opening is cheap, a bounded number."""
+
+    def __init__(self, sources: Mapping[int, ShardSource], most: int = MOST_OPEN) -> None:
+        self.sources, self._most = sources, most
+        self._local: OrderedDict[int, tuple[memoryview, ExitStack]] = OrderedDict()
+        self._remote: dict[int, memoryview] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> OpenShards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._local:
+            self._local.popitem()[1][1].close()
+        self._remote.clear()
+        self._stack.close()
+
+    def __getitem__(self, shard: int) -> memoryview:
+        if "://" in self.sources[shard].url:
+            if shard not in self._remote:
+                self._remote[shard] = self._stack.enter_context(open_shard(self.sources[shard]))
+            return self._remote[shard]
+        if shard not in self._local:
+            while len(self._local) >= self._most:
+                self._local.popitem(last=False)[1][1].close()
+            stack = ExitStack()
+            self._local[shard] = stack.enter_context(open_shard(self.sources[shard])), stack
+        self._local.move_to_end(shard)
+        return self._local[shard][0]
 
 
 class TarFile:
@@ -118,14 +158,15 @@ class TarFile:
         self._md5.update(part)
 
 
-def _rows(spec: WriteSpec) -> Iterator[dict[str, Any]]:
-    """The drawn samples in order: selection joined with the score rows."""
-    picks = pa.concat_tables([_picks(drawn) for drawn in spec.drawn])
+def scored_rows(picks: pa.Table, tables: Tables) -> Iterator[dict[str, Any]]:
+    """The picks in order, each joined with what its score table says of (shard, row); columns of picks win."""
     joined: dict[tuple[int, int], dict[str, Any]] = {}
     for shard in sorted(set(picks["shard"].to_pylist())):
-        rows = picks.filter(pc.equal(picks["shard"], shard))["row"]
-        table = scores.read_table(spec.tables[shard][0], _SCORE_COLUMNS).take(rows)
-        for row, values in zip(rows.to_pylist(), table.to_pylist(), strict=True):
+        rows = pc.unique(picks.filter(pc.equal(picks["shard"], shard))["row"])
+        table = scores.read_table(tables[shard][0], _SCORE_COLUMNS)
+        if (last := pc.max(rows).as_py()) >= len(table):
+            raise VerificationError(f"{tables[shard][0]}: row {last} was drawn, but it has {len(table)} rows")
+        for row, values in zip(rows.to_pylist(), table.take(rows).to_pylist(), strict=True):
             joined[shard, row] = values
     for pick in picks.to_pylist():
         yield joined[pick["shard"], pick["row"]] | pick
@@ -137,16 +178,15 @@ def _picks(drawn: Drawn) -> pa.Table:
     return table.append_column("sub_batch", pa.array([drawn.sub_batch] * len(table), pa.int32()))
 
 
-def _copy(spec: WriteSpec, tar: TarFile, data: memoryview, index: int, row: dict[str, Any]) -> dict[str, Any]:
-    """Copy one sample's members into the tar; return its sidecar row."""
-    source = spec.sources[row["shard"]]
+def _copy(tar: TarFile, shards: OpenShards, key: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Copy one sample's members into the tar under `key`; return its sidecar row."""
+    source, data = shards.sources[row["shard"]], shards[row["shard"]]
     members = scores.members_of(row["members"])
     if payload_digest(data, members) != row["payload_digest"]:
         raise ShardError(
             f"{source.url}, sample {row['key']!r}: its bytes are not those that were scored; the shard changed during "
             "the run. Restore it, or score it anew into another directory"
         )
-    key = output_key(spec.number, index)
     for member in members:
         if extension(member.name).rpartition(".")[2] in EXECUTABLE:
             continue

@@ -14,10 +14,12 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
 from curate import __version__
-from curate.cli.learning import evaluate, train
 from curate.cli.looking import demo, doctor, explain, inspect, verify
+from curate.cli.measuring import evaluate
 from curate.cli.printing import fail
+from curate.cli.probing import probe
 from curate.cli.selecting import score, select, write
+from curate.cli.training import train
 from curate.errors import CurateError
 from curate.notes import notes_as_lines
 
@@ -34,7 +36,7 @@ app = App(
     as CURATE_VERB_OPTION (CURATE_SCORE_KEEP=0.1).""",
 )
 
-for verb in (demo, doctor, inspect, score, select, write, verify, explain, train, evaluate):
+for verb in (demo, doctor, inspect, score, select, write, verify, explain, train, evaluate, probe):
     app.command(verb)
 
 

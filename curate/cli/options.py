@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 Flag = Annotated[bool, Parameter(negative="")]  # without a --no- twin: it is off unless given
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON value on standard output.")]
+Shards = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
 Output = Annotated[Path, Parameter(name=["--output", "-o"], help="The directory that is written.")]
 To = Annotated[Path | None, Parameter(name=["--output", "-o"], help="Write there, and leave OUT as it is.")]
 

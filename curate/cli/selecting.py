@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from curate.cli.options import LOCAL, EngineOptions, Flag, Json, Output, To
+from curate.cli.options import LOCAL, EngineOptions, Flag, Json, Output, Shards, To
 from curate.cli.printing import console, print_json, print_result
 
 
@@ -20,11 +20,13 @@ def score(
     sub_batch: int | None = None,
     super_batch: int = 20_480,
     chunks: int = 16,
-    criterion: Literal["learnability", "easy-reference", "hard-learner"] | None = None,
-    gain: float = 100.0,
+    criterion: Literal["learnability", "easy-reference", "hard-learner", "alignment"] | None = None,
+    gain: float | None = None,
     loss: Literal["sigmoid", "softmax", "auto"] = "auto",
     seed: int = 0,
     deduplicate: Literal["off", "exact", "near"] = "exact",
+    trusted: Shards = (),
+    trusted_size: int = 256,
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     batch_size: int = 64,
     samples_per_shard: int | None = None,
@@ -50,7 +52,7 @@ def score(
         A small pretrained model: an open_clip name (ViT-B-32:laion2b_s34b_b79k), hf-hub:..., local-dir:..., or a
         directory that `curate train` wrote.
     learner
-        The model that is to learn, at the checkpoint it has now; needed by learnability and hard-learner.
+        The model that is to learn, at the checkpoint it has now; needed by all criteria but easy-reference.
     keep
         Share of the candidates that is kept (0.2 unless --sub-batch is given).
     sub_batch
@@ -61,13 +63,19 @@ def score(
         Steps in which a sub-batch is drawn.
     criterion
         learnability (with a learner; else easy-reference) finds what can be learned now; easy-reference is the
-        stronger noise filter; hard-learner takes noise for difficulty.
+        stronger noise filter; hard-learner takes noise for difficulty. alignment (where --trusted is given) finds what
+        moves the learner as trusted pairs would.
     gain
-        Sharpness of the draw.
+        Sharpness of the draw: 100 unless given; for alignment 2, in logits per standard deviation of its ranks.
     loss
         The models' own, unless given.
     deduplicate
         Drop copies within a super-batch first: the sampler is drawn to them. near: by perceptual hash.
+    trusted
+        Shards of clean pairs like those the learner is for; scores each candidate by how far a step on it lowers the
+        learner's loss on them (three more forward passes).
+    trusted_size
+        Pairs of these that are used, at most; memory does not depend on it.
     precision
         auto: bf16 where the hardware computes it, checked against fp32.
     batch_size
@@ -90,8 +98,8 @@ def score(
     values: dict[str, Any] = {
         "reference": reference, "learner": learner, "keep": keep, "sub_batch": sub_batch, "super_batch": super_batch,
         "chunks": chunks, "criterion": criterion, "gain": gain, "loss": loss, "seed": seed,
-        "deduplicate": deduplicate, "precision": precision, "batch_size": batch_size,
-        "samples_per_shard": samples_per_shard, "reference_cache": reference_cache,
+        "deduplicate": deduplicate, "trusted": trusted, "trusted_size": trusted_size, "precision": precision,
+        "batch_size": batch_size, "samples_per_shard": samples_per_shard, "reference_cache": reference_cache,
     }  # fmt: skip
     if dry_run:
         plan = runner.plan(shards, output, **values)
@@ -117,7 +125,7 @@ def select(
     sub_batch: int | None = None,
     super_batch: int | None = None,
     chunks: int | None = None,
-    criterion: Literal["learnability", "easy-reference", "hard-learner"] | None = None,
+    criterion: Literal["learnability", "easy-reference", "hard-learner", "alignment"] | None = None,
     gain: float | None = None,
     loss: Literal["sigmoid", "softmax"] | None = None,
     seed: int | None = None,

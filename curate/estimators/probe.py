@@ -36,7 +36,7 @@ from curate.estimators.tangents import dimensions
 
 HOPELESS = 0.5  # of backprop's progress per second
 SLOPE_TOLERANCE = 1e-2  # of |g|: rounding of a derivative through a deep model in float32, with room
-_UNBIASED = ("rank-1", "dense", "basis", "activity", "exact", "mixed")
+_UNBIASED = ("rank-1", "dense", "basis", "activity", "exact", "mixed", "sum")
 # two-sided 95 % points of Student's t for 1 to 30 degrees of freedom, then the normal one
 _T95 = (
         12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -101,7 +101,7 @@ def probe(
     along = [float(h_P @ g_P) / square for _, h_P in estimates]
     low, high = _interval(ratios)
     unbiased = estimates[0][0].layout in _UNBIASED
-    gain = 1.0 if unbiased else statistics.fmean(along)
+    gain = 1.0 if unbiased else max(statistics.fmean(along), 0.0)  # uphill is no progress
     ratio = statistics.fmean(ratios)
     return ProbeReport(
         estimator=estimator.name,

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from curate.estimators.problem import Problem
 
 # K tangents, r touched rows
-Layout = Literal["rank-1", "dense", "basis", "activity", "exact", "local", "mixed"]
+Layout = Literal["rank-1", "dense", "basis", "activity", "exact", "local", "mixed", "sum"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class GradReport:
     `slopes[k]` is the directional derivative along tangent k, of the loss through the embeddings; `loss_slopes[k]` is
     the part through the loss's own parameters, which data-parallel workers all know. For `forward-activity`, `slopes`
     holds one number per example and embedding. `coefficient` multiplies tangents in the gradient. `parts` are the
-    estimates of a hybrid.
+    estimates of a hybrid (layout mixed), or those of workers with tangents of their own, which add up (layout sum).
     """
 
     estimator: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from safetensors.torch import save
 from torch import nn
 
 from curate.errors import UsageError
-from curate.models.spec import CONFIG_FILE, WEIGHTS_FILE
-from curate.storage import make_directory, readable_json, replace_directory, write_file
+from curate.feedforward.config import FeedforwardConfig
+from curate.models.spec import CONFIG_FILE, FEEDFORWARD_FILE, WEIGHTS_FILE
+from curate.storage import make_directory, readable_json, replace_directory, replace_file, write_file
 
 TRAINING_FILE = "training.json"
 
@@ -47,16 +49,44 @@ def save_checkpoint(
     """
     path = path.expanduser().absolute()
     check_target(path, overwrite=overwrite)
-    preprocess = {k: v for k, v in dict(module.visual.preprocess_cfg).items() if k != "size"}  # type: ignore[union-attr,arg-type]
-    config = {"model_cfg": dict(architecture), "preprocess_cfg": preprocess}
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     staging = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
     try:
         make_directory(staging)
-        write_file(staging / CONFIG_FILE, readable_json(config))
-        write_file(staging / TRAINING_FILE, readable_json(dict(training)))
-        write_file(staging / WEIGHTS_FILE, save(state, metadata={"format": "pt"}))
+        for name, data in _files(module, architecture, training, None).items():
+            write_file(staging / name, data)
         replace_directory(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return path
+
+
+def add_checkpoint(
+    module: nn.Module,
+    run: Path,
+    *,
+    architecture: Mapping[str, Any],
+    training: Mapping[str, Any],
+    feedforward: FeedforwardConfig | None = None,
+) -> Path:
+    """Put the files of a checkpoint into the directory of a run; the configuration last, which makes it one.
+
+    With fast feedforward layers a fourth file says how they are built: curate loads such a checkpoint, open_clip alone
+    cannot. Errors: StorageError.
+    """
+    for name, data in _files(module, architecture, training, feedforward).items():
+        replace_file(run / name, data)
+    return run
+
+
+def _files(
+    module: nn.Module,
+    architecture: Mapping[str, Any],
+    training: Mapping[str, Any],
+    feedforward: FeedforwardConfig | None,
+) -> dict[str, bytes]:
+    preprocess = {k: v for k, v in dict(module.visual.preprocess_cfg).items() if k != "size"}  # type: ignore[union-attr,arg-type]
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    files = {WEIGHTS_FILE: save(state, metadata={"format": "pt"}), TRAINING_FILE: readable_json(dict(training))}
+    if feedforward is not None:
+        files[FEEDFORWARD_FILE] = readable_json(asdict(feedforward))
+    return files | {CONFIG_FILE: readable_json({"model_cfg": dict(architecture), "preprocess_cfg": preprocess})}

@@ -20,9 +20,22 @@ def embed_pairs(module: Any, image_BCHW: Tensor, token_BT: Tensor, *, trimmed: b
     `trimmed` cuts captions at the longest of the batch where the text tower allows it: the same numbers for less.
     Without it every block of the tower runs as a module, which hooks on blocks need.
     """
+    return embed_images(module, image_BCHW), embed_texts(module, token_BT, trimmed=trimmed)
+
+
+def embed_images(module: Any, image_BCHW: Tensor) -> Tensor:
+    """The image half of `embed_pairs`."""
     settings = module.visual.preprocess_cfg
     mean, std = (torch.tensor(settings[k], device=image_BCHW.device).view(-1, 1, 1) for k in ("mean", "std"))
     image_BD = plain_image(module, (image_BCHW.float() / 255 - mean) / std)
+    return functional.normalize(image_BD.float(), dim=-1)
+
+
+def embed_texts(module: Any, token_BT: Tensor, *, trimmed: bool = True, length: int | None = None) -> Tensor:
+    """The text half. `length`: cut at so many tokens, for a batch that has to run at the length of another."""
     parts = text_parts(module) if trimmed else None
-    text_BD = plain_text(module, token_BT) if parts is None else encode_text_trimmed(parts, token_BT, group=None)
-    return functional.normalize(image_BD.float(), dim=-1), functional.normalize(text_BD.float(), dim=-1)
+    if parts is None:
+        text_BD = plain_text(module, token_BT)
+    else:
+        text_BD = encode_text_trimmed(parts, token_BT, group=None, length=length)
+    return functional.normalize(text_BD.float(), dim=-1)

@@ -8,6 +8,7 @@ one. Reading costs one memory map and one index per shard, and one decode per im
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 from torch import Tensor
@@ -36,7 +38,7 @@ class SubBatch:
 
     images: Tensor [b, ...] if `transform` returned tensors of one shape, else a list of b (encoded bytes with
     `decode=False`, RGB PIL images without a transform). captions: list of b strings, or what the tokenizer made of
-    them. scores: fp32 [b], the logit with which each row was drawn.
+    them. scores: fp32 [b], the logit with which each row was drawn; NaN where it was drawn uniformly.
     """
 
     sub_batch: int
@@ -158,6 +160,7 @@ class _ShardReader:
 
     def _load(self, shard: int, data: memoryview) -> None:
         table = read_rows(self._out / f"{self._stems[shard]}.parquet", ["key", "caption", "score"])
+        table = table.set_column(2, "score", pc.fill_null(table["score"], math.nan))
         self._rows = list(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
         entries = group_samples(index_tar(data), "00")  # the digest only makes sample ids, which nobody reads here
         images = ((entry.key, entry.member(*IMAGE_EXTENSIONS)) for entry in entries)

@@ -18,11 +18,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from curate.errors import CurateWarning, ModelError
 from curate.models.configs import CONFIGS, PREPROCESS
-from curate.models.spec import CONFIG_FILE, ModelSpec
+from curate.models.precision import DTYPES
+from curate.models.spec import CONFIG_FILE, FEEDFORWARD_FILE, ModelSpec
 
 _SAFE_TOKENIZER_SETTINGS = {"clean", "strip_sep_token", "language", "reduction_mask"}
 
@@ -45,6 +47,8 @@ def build(spec: ModelSpec, weights: Path | None, precision: str, seed: int) -> n
             precision=precision,
             preprocess=PREPROCESS if spec.architecture in CONFIGS else {},
         )
+    if spec.kind == "directory" and (Path(spec.location) / FEEDFORWARD_FILE).is_file():
+        return _with_fast_layers(spec, weights, precision, seed)
     pretrained = None if not spec.architecture else spec.location
     module: nn.Module = _try(
         spec,
@@ -52,6 +56,22 @@ def build(spec: ModelSpec, weights: Path | None, precision: str, seed: int) -> n
             spec.open_clip_name, pretrained, precision=precision, return_transform=False, weights_only=True
         ),
     )
+    return module
+
+
+def _with_fast_layers(spec: ModelSpec, weights: Path, precision: str, seed: int) -> nn.Module:
+    """A checkpoint of ours whose blocks have fast feedforward layers: open_clip's model, these put in, then weights."""
+    from curate.feedforward.config import FeedforwardConfig
+    from curate.feedforward.surgery import replace_feedforward
+
+    def load() -> nn.Module:
+        record = json.loads((Path(spec.location) / CONFIG_FILE).read_bytes())
+        module = build_untrained(record["model_cfg"], seed=seed, preprocess=record["preprocess_cfg"])
+        replace_feedforward(module, FeedforwardConfig(**json.loads((Path(spec.location) / FEEDFORWARD_FILE).read_bytes())))
+        module.load_state_dict(load_file(weights))
+        return module.to(DTYPES[precision])  # type: ignore[index]
+
+    module: nn.Module = _try(spec, load)
     return module
 
 

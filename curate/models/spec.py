@@ -21,6 +21,7 @@ from curate.models.configs import CONFIGS
 Kind = Literal["tag", "file", "hub", "directory", "untrained"]
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+FEEDFORWARD_FILE = "curate_feedforward.json"  # beside them where a model has fast feedforward layers
 
 
 @dataclass(frozen=True, slots=True)

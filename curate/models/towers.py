@@ -66,15 +66,17 @@ def text_parts(model: nn.Module) -> TextParts | None:
     )
 
 
-def encode_text_trimmed(parts: TextParts, token_BT: Tensor, *, group: int | None = GROUP_VALUES) -> Tensor:
+def encode_text_trimmed(
+    parts: TextParts, token_BT: Tensor, *, group: int | None = GROUP_VALUES, length: int | None = None
+) -> Tensor:
     """Embed captions [B, context] without their padding; [B, D], not normalised.
 
     `group` is the number of values (tokens times width) that run together, in 16 captions at least; None cuts the batch
-    once, at its longest caption, and runs it whole.
+    once, at `length` (or at its longest caption), and runs it whole.
     """
     last_B = pooled_position(parts, token_BT)
     if group is None:
-        return _encode_rows(parts, token_BT, last_B)
+        return _encode_rows(parts, token_BT, last_B, length)
     order_B = torch.argsort(last_B, stable=True)
     fits = [group // parts.token_embedding.embedding_dim // (last + 1) for last in last_B[order_B].tolist()]
     rows, end = [], len(fits)
@@ -93,8 +95,8 @@ def pooled_position(parts: TextParts, token_BT: Tensor) -> Tensor:
     return token_BT.eq(parts.eos_id or 0).int().argmax(dim=-1)
 
 
-def _encode_rows(parts: TextParts, token_bT: Tensor, last_b: Tensor) -> Tensor:
-    length = int(last_b.max()) + 1
+def _encode_rows(parts: TextParts, token_bT: Tensor, last_b: Tensor, length: int | None = None) -> Tensor:
+    length = max(length or 0, int(last_b.max()) + 1)
     dtype = parts.transformer.get_cast_dtype()
     x_bTW = parts.token_embedding(token_bT[:, :length]).to(dtype) + parts.positional_embedding[:length].to(dtype)
     *blocks, final = parts.transformer.resblocks

@@ -22,14 +22,15 @@ FLAGS = {
     "demo": "--output -o --samples --steps --seed --overwrite --json",
     "doctor": "--json",
     "inspect": "SHARDS --decode --json",
-    "score": f"SHARDS --output -o --reference --learner {SELECTION} --precision --batch-size --samples-per-shard "
-    f"--tolerance --reference-cache --scores-only --dry-run --overwrite --json {ENGINE}",
+    "score": f"SHARDS --output -o --reference --learner {SELECTION} --trusted --trusted-size --precision --batch-size "
+    f"--samples-per-shard --tolerance --reference-cache --scores-only --dry-run --overwrite --json {ENGINE}",
     "select": f"OUT --output -o {SELECTION} --json {ENGINE}",
     "write": f"OUT --output -o --samples-per-shard --tolerance --json {ENGINE}",
     "verify": "OUT --load --no-load --json",
     "explain": "OUT KEY --sheet --json",
     "evaluate": "CHECKPOINT --zeroshot --retrieval --classes --templates --label --pool --precision --batch-size "
     "--json",
+    "probe": "SHARDS --estimator --model --tangents --rules --batch --seeds --loss --seed --json",
     "train": "SHARDS --output -o --model --criterion --loss --batch --steps --epochs --lr --weight-decay --warmup "
     "--augment --seed --precision --eval-shards --overwrite --json",
 }

@@ -27,6 +27,7 @@ PUBLIC = [
     "explain",
     "inspect",
     "plan",
+    "probe",
     "replace_feedforward",
     "score",
     "select",

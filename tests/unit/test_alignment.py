@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -259,3 +260,43 @@ def test_what_cannot_be_scored_is_refused() -> None:
         alignment_scores(model, (image, token), (image, token))
     with pytest.raises(UsageError, match=r"these are torch\.bfloat16; load with precision fp32"):
         alignment_scores(model.bfloat16(), (image, token), (image, token))
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+def test_a_trusted_gradient_in_micro_batches_is_that_of_the_whole_batch(loss: str) -> None:
+    """Two pairs at a time give what one backward pass of the loss gives."""
+    model = stirred(make_vit(loss))
+    image, token = drawn(model, TRUSTED, 1)
+    problem = alignment.DualEncoderProblem(model.eval())
+    named = dict(model.named_parameters())
+    whole = torch.autograd.grad(problem.loss(*problem.embed((image, token))), list(named.values()), allow_unused=True)
+    found = trusted_gradient(model, (image, token), micro_batch=2)
+    for name, gradient in zip(named, whole, strict=True):
+        assert (name in found) == (gradient is not None)
+        if gradient is not None:
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_threads_share_a_direction_while_the_model_embeds() -> None:
+    """Four threads score and embed at once: each gets the numbers it gets alone, and the model stays as it was."""
+    model = stirred(make_vit("sigmoid")).eval()
+    direction = trusted_gradient(model, drawn(model, TRUSTED, 1))
+    batches = [drawn(model, CANDIDATES, seed) for seed in range(2, 10)]
+    alone = [directional_derivatives(model, direction, batch) for batch in batches]
+    with torch.no_grad():
+        expected = model.encode_image(batches[0][0].float() / 255)
+    with alignment.moving(model, direction) as derive, ThreadPoolExecutor(4) as pool:
+
+        def embed(_: int) -> Tensor:
+            with torch.no_grad():
+                return torch.as_tensor(model.encode_image(batches[0][0].float() / 255))
+
+        embedding = pool.map(embed, range(8))
+        together = list(pool.map(derive, batches))
+        for embedded in embedding:
+            assert torch.autograd.forward_ad.unpack_dual(embedded).tangent is None
+            torch.testing.assert_close(embedded, expected)
+    for score, own in zip(together, alone, strict=True):
+        torch.testing.assert_close(score, own, rtol=1e-4, atol=1e-5)
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()

@@ -16,7 +16,7 @@ from curate.errors import CurateWarning, UsageError
 from curate.evaluation import streaming
 from curate.evaluation.streaming import workers
 from curate.evaluation.zeroshot import class_embeddings
-from curate.learner.train import train
+from curate.pipelines.training import train
 from curate.models import configs
 from curate.models.load import load_model
 from tests.conftest import MINI

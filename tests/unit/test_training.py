@@ -13,14 +13,20 @@ import torch
 from PIL import Image
 
 from curate.errors import CurateError, UsageError
-from curate.learner import train as training
+from curate.learner import fitting
 from curate.learner.augment import shift_and_zoom
+from curate.learner.candidates import all_of
 from curate.learner.checkpoint import save_checkpoint
 from curate.learner.dataset import CachedPairs, StreamedPairs, open_pairs
+from curate.learner.engine import Progress
+from curate.learner.fitting import fit
+from curate.learner.journal import read_log
 from curate.learner.settings import TrainSettings
-from curate.learner.train import Progress, fit, prepare, train
+from curate.learner.start import prepare
+from curate.learner.vocabulary import AsItIs
 from curate.models import configs
 from curate.models.load import load_model
+from curate.pipelines.training import train
 from curate.shards.sources import expand_shards
 from tests.conftest import MINI
 from tests.making import encode, make_tar
@@ -115,7 +121,7 @@ def test_unused_vocabulary_is_untouched(shard: Path) -> None:
     start = prepare(settings)
     before = copy.deepcopy(start.module.token_embedding.weight.detach())
     with open_pairs(expand_shards([shard]), start.tokenizer, start.rule) as opened:
-        fit(start.module, opened.pairs, settings)
+        fit(start, all_of(opened.pairs), settings)
         used = torch.unique(opened.pairs.token_NT)
     after = start.module.token_embedding.weight
     changed = (after != before).any(dim=1).nonzero().flatten()
@@ -131,37 +137,26 @@ def test_small_vocabulary_is_the_same_arithmetic(shard: Path, monkeypatch: pytes
     for whole in (False, True):
         start = prepare(settings)
         if whole:
-            monkeypatch.setattr(training, "_occurring_vocabulary", _whole)
+            monkeypatch.setattr(fitting, "occurring", _whole)
         with open_pairs(expand_shards([shard]), start.tokenizer, start.rule) as opened:
-            losses.append(fit(start.module, opened.pairs, settings))
+            losses.append(fit(start, all_of(opened.pairs), settings).losses)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 class _whole:  # noqa: N801 - stands in for a context manager function
     def __init__(self, *_: Any) -> None: ...
     def __enter__(self) -> Any:
-        return lambda token_BT: token_BT
+        return AsItIs()
 
     def __exit__(self, *_: Any) -> None: ...
 
 
 def test_infinite_loss_stops(shard: Path, tmp_path: Path) -> None:
-    """A loss that is not finite ends the run with the step and writes nothing."""
-    with pytest.raises(CurateError, match=r"loss is (nan|inf) at step \d+; nothing was written; lower lr"):
-        train([shard], tmp_path / "model", **{**QUICK, "lr": 1e30, "steps": 20})
-    assert not (tmp_path / "model").exists()
-
-
-def test_interrupt_leaves_nothing(shard: Path, tmp_path: Path) -> None:
-    """Ctrl-C during training leaves no output, complete or partial."""
-
-    def interrupt(state: Progress) -> None:
-        if state.step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train([shard], tmp_path / "model", progress=interrupt, **QUICK)
-    assert [p.name for p in tmp_path.iterdir()] == ["00000.tar"]
+    """A loss that is not finite ends the run with the step, its samples and the last good state, without a checkpoint."""
+    wrong = r"not finite at step \d+; the step's samples: '\d{9}' of input shard 0.*lower lr.*last good state is .*step-0"
+    with pytest.raises(CurateError, match=wrong):
+        train([shard], tmp_path / "model", checkpoint_every=1, **{**QUICK, "lr": 1e30, "steps": 20})
+    assert not (tmp_path / "model" / "open_clip_config.json").exists()
 
 
 def test_progress_and_history(shard: Path, tmp_path: Path) -> None:
@@ -174,7 +169,8 @@ def test_progress_and_history(shard: Path, tmp_path: Path) -> None:
     assert record["losses"] == pytest.approx([s.loss for s in seen], abs=1e-4)
     assert record["settings"]["model"] == "mini"
     assert record["inputs"][0]["size"] == shard.stat().st_size
-    assert 0 <= record["evaluation"]["image_to_text"] <= 1
+    last = [line for line in read_log(result.path / "log.jsonl") if line["kind"] == "eval"][-1]
+    assert 0 <= last["retrieval"]["image_to_text"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -182,10 +178,11 @@ def test_progress_and_history(shard: Path, tmp_path: Path) -> None:
     [
         ({"bacth": 8}, "bacth unknown"),
         ({"batch": 1}, "no negative pair"),
-        ({"criterion": "learnability"}, "uniform"),
+        ({"criterion": "learnability"}, "needs a reference model"),
+        ({"criterion": "hardest"}, "hardest.*uniform, learnability"),
         ({"loss": "hinge"}, "hinge"),
         ({"steps": 0}, "steps 0"),
-        ({"model": "ViT-B-32:openai"}, "starts from an architecture"),
+        ({"filter_ratio": 1.0}, "filter ratio 1.0"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str, shard: Path, tmp_path: Path) -> None:
@@ -223,7 +220,7 @@ def test_saved_model_equals_the_trained_one(shard: Path, tmp_path: Path) -> None
     settings = TrainSettings(**QUICK)
     start = prepare(settings)
     with open_pairs(expand_shards([shard]), start.tokenizer, start.rule) as opened:
-        fit(start.module, opened.pairs, settings)
+        fit(start, all_of(opened.pairs), settings)
         image, _ = opened.pairs.batch(range(4))
     path = save_checkpoint(start.module, tmp_path / "m", architecture=start.architecture, training={})
     with torch.inference_mode():

@@ -1,0 +1,106 @@
+"""From a super-batch and what the models think of it to the sub-batch of a step.
+
+The joint sampler does the work (`curate.selection.joint`); here stands what a step records of it, and the two draws
+that need no sampler: uniform, and uniform among the candidates that the learner itself finds easiest (trimming).
+"""
+
+# B candidates, b drawn, D embedding width
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from curate.selection.criteria import LossName, weights
+from curate.selection.independent import draw_alone
+from curate.selection.joint import Pairs, canonical_order, chunk_sizes, draw_joint, largest
+from curate.selection.noise import gumbel
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Positions in the super-batch in the order drawn, their chunks and logits; and what the journal says of the draw.
+
+    `effective` is exp(entropy) of the first chunk's probabilities, `chunk_scores` the mean score of each chunk (logit
+    over gain); both None where nothing was weighed.
+    """
+
+    index_b: NDArray[np.int64]
+    chunk_b: NDArray[np.int16]
+    logit_b: NDArray[np.float32]
+    effective: float | None = None
+    chunk_scores: tuple[float, ...] | None = None
+
+
+def everything(count: int) -> Chosen:
+    """The uniform draw: the order of the epoch is random already."""
+    return Chosen(np.arange(count), np.zeros(count, np.int16), np.zeros(count, np.float32))
+
+
+def jointly(
+    reference: Pairs | None,
+    learner: Pairs | None,
+    id_B16: NDArray[np.uint8],
+    *,
+    size: int,
+    criterion: Any,
+    loss: LossName,
+    gain: float,
+    chunks: int,
+    seed: int,
+    step: int,
+) -> Chosen:
+    """`draw_joint`, and its figures. Errors: as there."""
+    draw = draw_joint(
+        reference, learner, id_B16,
+        size=size, chunks=chunks, criterion=criterion, loss=loss, gain=gain, seed=seed, step=step,
+    )  # fmt: skip
+    own_B = gain * own_scores(reference, learner, criterion, loss)
+    ends = np.cumsum(chunk_sizes(size, chunks))[:-1]
+    means = tuple(float(part.mean()) / gain if gain else 0.0 for part in np.split(draw.logit_b, ends))
+    return Chosen(draw.index_b, draw.chunk_b, draw.logit_b, effective_candidates(own_B), means)
+
+
+def own_scores(reference: Pairs | None, learner: Pairs | None, criterion: str, loss: LossName) -> Tensor:
+    """The score of each pair alone, float64 [B]: what the first chunk is drawn by, before the gain."""
+    weight = weights(criterion)
+    sides = [(learner, weight.learner), (reference, weight.reference)]
+    parts = [factor * own_loss(pairs, loss) for pairs, factor in sides if pairs is not None and factor]
+    return torch.stack(parts).sum(0)
+
+
+def own_loss(pairs: Pairs, loss: LossName) -> Tensor:
+    """softplus(-(a s_ii + b)) for sigmoid, -a s_ii for softmax, float64 [B]."""
+    sim_B = (pairs.image_BD.double() * pairs.text_BD.double()).sum(1)
+    return functional.softplus(-(pairs.scale * sim_B + pairs.bias)) if loss == "sigmoid" else -pairs.scale * sim_B
+
+
+def effective_candidates(logit_B: Tensor) -> float:
+    """exp(entropy) of softmax: B where all are equal, 1 where one takes all. Example: [0, 0, -1e9] gives 2."""
+    log_B = functional.log_softmax(logit_B.double(), dim=0)
+    return float(torch.exp(-(log_B.exp() * log_B.clamp(min=-1e30)).sum()))
+
+
+def trimmed(
+    learner: Pairs, id_B16: NDArray[np.uint8], *, size: int, loss: LossName, keep: float, seed: int, step: int
+) -> Chosen:
+    """`size` drawn uniformly among the share `keep` of candidates with the lowest loss of their own; ties by id."""
+    loss_B = own_loss(learner, loss).numpy()
+    order_B = canonical_order(id_B16)
+    kept = max(size, round(keep * len(loss_B)))
+    standing = largest(-loss_B, order_B, kept)
+    index_b = largest(gumbel(id_B16, seed=seed, step=step, chunk=0), standing, size)
+    return Chosen(index_b, np.zeros(size, np.int16), np.zeros(size, np.float32), float(kept))
+
+
+def alone(score_B: Tensor, id_B16: NDArray[np.uint8], *, size: int, gain: float, seed: int, step: int) -> Chosen:
+    """`size` drawn by a score of each candidate alone (`curate.selection.independent`)."""
+    draw = draw_alone(score_B.double().numpy(), id_B16, size=size, gain=gain, seed=seed, step=step)
+    effective = effective_candidates(torch.from_numpy(draw.logit_B))
+    return Chosen(draw.index_b, draw.chunk_b, draw.logit_b, effective, (float(draw.logit_b.mean()) / (gain or 1.0),))

@@ -1,0 +1,93 @@
+"""Which samples each step trained on, in parquet segments under RUN/_curate/chosen: for replay, tee and audit.
+
+A segment holds the steps between two states, and is written before the later of them; those after the state that a run
+resumes from are removed. About 40 bytes for each pair trained on.
+"""
+
+# b sub-batch
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from curate.learner.choosing import Chosen
+from curate.learner.dataset import Places
+from curate.scores import safe_text
+from curate.storage import make_directory, remove, replace_file
+
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("rank", pa.int32()),  # in the order drawn
+        ("chunk", pa.int16()),
+        ("score", pa.float32()),  # the logit when drawn
+        ("sample_id", pa.binary(16)),
+        ("shard", pa.int32()),  # of the run's inputs
+        ("row", pa.int32()),  # ordinal of the sample in its shard
+        ("key", pa.string()),
+    ]
+)
+_NAME = re.compile(r"(\d{8})-(\d{8})\.parquet")
+
+
+class ChosenLog:
+    """Collects steps in memory; `flush` writes them as one segment."""
+
+    def __init__(self, directory: Path, places: Places) -> None:
+        self._directory, self._places = directory, places
+        self._steps: list[tuple[int, NDArray[np.int64], Chosen]] = []
+
+    def add(self, step: int, row_b: NDArray[np.int64], chosen: Chosen) -> None:
+        """Step `step` (counted from 1) trained on these rows of the pair source, in the order drawn."""
+        self._steps.append((step, row_b, chosen))
+
+    def flush(self) -> None:
+        """Write what was collected. Errors: StorageError."""
+        if not self._steps:
+            return
+        make_directory(self._directory)
+        sink = io.BytesIO()
+        pq.write_table(pa.concat_tables(self._table(*one) for one in self._steps), sink, compression="zstd")
+        first, last = self._steps[0][0], self._steps[-1][0]
+        replace_file(self._directory / f"{first:08d}-{last:08d}.parquet", sink.getvalue())
+        self._steps = []
+
+    def _table(self, step: int, row_b: NDArray[np.int64], chosen: Chosen) -> pa.Table:
+        places, b = self._places, len(row_b)
+        columns = [
+            np.full(b, step),
+            np.arange(b),
+            chosen.chunk_b,
+            chosen.logit_b,
+            [identifier.tobytes() for identifier in places.id_N16[row_b]],
+            places.shard_N[row_b],
+            places.row_N[row_b],
+            [safe_text(places.key_N[row]) for row in row_b.tolist()],
+        ]
+        arrays = [pa.array(values, f.type) for values, f in zip(columns, SCHEMA, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def segments(directory: Path) -> list[tuple[int, int, Path]]:
+    """First step, last step and path of each segment, in order."""
+    paths = directory.iterdir() if directory.is_dir() else ()
+    return sorted((int(m[1]), int(m[2]), path) for path in paths if (m := _NAME.fullmatch(path.name)))
+
+
+def cut_back(directory: Path, step: int) -> None:
+    """Remove segments of later steps than `step`."""
+    for _, last, path in segments(directory):
+        if last > step:
+            remove(path)
+
+
+def read_chosen(directory: Path) -> pa.Table:
+    """All steps, in order."""
+    return pa.concat_tables([SCHEMA.empty_table(), *(pq.read_table(path) for _, _, path in segments(directory))])

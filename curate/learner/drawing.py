@@ -1,0 +1,120 @@
+"""How a step comes to its sub-batch: the learner looks at the candidates, the reference is looked up, a draw is made.
+
+Costs one forward of the learner per candidate where the plan weighs it (at reduced resolution with flexi scoring),
+three for alignment, none for uniform and easy-reference; and 4 B b FLOPs per embedding number for the draw.
+"""
+
+# B candidates, b drawn, C channels, H, W height and width, T tokens
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curate.costs.flops import selection_flops
+from curate.learner.candidates import Candidates
+from curate.learner.choosing import Chosen, alone, everything, jointly, own_scores, trimmed
+from curate.learner.plan import Plan
+from curate.learner.reading_ahead import SuperBatch
+from curate.learner.scoring_pass import Scorer
+from curate.learner.settings import TrainSettings
+from curate.learner.work import PassCosts
+from curate.selection.alignment import alignment_flops, alignment_scores
+from curate.selection.joint import Pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Drawer:
+    """Draws for one learner. `trusted` is the batch whose gradient alignment follows, on the learner's device."""
+
+    settings: TrainSettings
+    candidates: Candidates
+    scorer: Scorer
+    costs: PassCosts
+    trusted: tuple[Tensor, Tensor] | None = None
+
+    def look(self, plan: Plan, image_BCHW: Tensor, token_BT: Tensor) -> Pairs | None:
+        """What the learner thinks of candidates now; None where the plan does not ask it."""
+        return self.scorer(image_BCHW, token_BT) if plan.uses_learner else None
+
+    def draw(self, plan: Plan, batch: SuperBatch, learner: Pairs | None, *, step: int) -> Chosen:
+        """The sub-batch of step `step`, counted from 0."""
+        settings, size = self.settings, min(self.settings.batch, len(batch))
+        if plan.criterion == "uniform":
+            return everything(size)
+        id_B16 = self.candidates.pairs.places.id_N16[batch.row_B]
+        if plan.criterion == "alignment":
+            score_B = self._alignment(batch)
+            return alone(score_B, id_B16, size=size, gain=plan.gain, seed=settings.seed, step=step)
+        if plan.criterion == "trim":
+            assert learner is not None
+            return trimmed(
+                learner, id_B16, size=size, loss=settings.loss, keep=plan.keep, seed=settings.seed, step=step
+            )
+        return jointly(
+            self._reference(plan, batch), learner, id_B16,
+            size=size, criterion=plan.criterion, loss=settings.loss, gain=plan.gain,
+            chunks=settings.chunks, seed=settings.seed, step=step,
+        )  # fmt: skip
+
+    def flops(self, plan: Plan, batch: SuperBatch, counted: int) -> float:
+        """What looking at a super-batch and drawing from it costs; `counted` candidates were read."""
+        if plan.criterion == "alignment":
+            each = self.costs.forward(len(batch), batch.token_BT) / len(batch)
+            return alignment_flops(
+                each, trusted=0 if self.trusted is None else len(self.trusted[0]), candidates=len(batch)
+            )
+        looked = self.scorer.flops(self.costs, batch.token_BT) if plan.uses_learner else 0.0
+        widths = self.widths(plan)
+        drawn = (
+            selection_flops(counted, min(self.settings.batch, counted), widths, self.settings.chunks) if widths else 0
+        )
+        return looked + drawn
+
+    def ageing(self, plan: Plan, batch: SuperBatch, learner: Pairs, chosen: Chosen, *, step: int) -> dict[str, float]:
+        """Rank correlation of the candidates' own scores with fresh ones, and the share of the draw that stays."""
+        fresh = self.look(plan, batch.image_BCHW, batch.token_BT)
+        again = self.draw(plan, batch, fresh, step=step)
+        both = [self._own(plan, batch, side) for side in (learner, fresh)]
+        return {
+            "rank_correlation": rank_correlation(*both),
+            "overlap": len(np.intersect1d(chosen.index_b, again.index_b)) / len(chosen.index_b),
+        }
+
+    def _own(self, plan: Plan, batch: SuperBatch, learner: Pairs | None) -> Tensor:
+        criterion = "hard-learner" if plan.criterion == "trim" else plan.criterion
+        return own_scores(self._reference(plan, batch), learner, criterion, self.settings.loss)
+
+    def _reference(self, plan: Plan, batch: SuperBatch) -> Pairs | None:
+        reference = self.candidates.reference
+        return reference.pairs(batch.row_B) if plan.uses_reference and reference is not None else None
+
+    def widths(self, plan: Plan) -> int:
+        """Embedding widths of the models that the joint draw compares."""
+        if plan.criterion in ("uniform", "alignment", "trim"):
+            return 0
+        reference = self.candidates.reference
+        own = int(self.scorer.width) if plan.uses_learner else 0
+        return own + (reference.image_ND.shape[1] if plan.uses_reference and reference is not None else 0)
+
+    @property
+    def low_cost(self) -> float:
+        """What a look at reduced resolution costs over one at the full."""
+        return self.scorer.low_cost
+
+    def _alignment(self, batch: SuperBatch) -> Tensor:
+        assert self.trusted is not None
+        module: Any = self.scorer.problem.module
+        device = self.scorer.device
+        token_BT = self.scorer.compact(batch.token_BT)
+        return alignment_scores(module, self.trusted, (batch.image_BCHW.to(device), token_BT.to(device))).cpu()
+
+
+def rank_correlation(a_B: Tensor, b_B: Tensor) -> float:
+    """Spearman's: the correlation of the ranks, ties by position. 1 where either is constant."""
+    ranks = torch.stack([side.argsort(stable=True).argsort(stable=True).double() for side in (a_B, b_B)])
+    return float(torch.corrcoef(ranks)[0, 1]) if len(a_B) > 1 else 1.0

@@ -1,0 +1,179 @@
+"""Train a model on candidates from its first step or its last state to its end: engine, journal, states, measures."""
+
+# N pairs, T tokens
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from curate.costs.energy import meter
+from curate.errors import CurateError
+from curate.estimators.names import make_estimator
+from curate.learner.candidates import Candidates
+from curate.learner.chosen_log import ChosenLog
+from curate.learner.drawing import Drawer
+from curate.learner.engine import Course, Engine, Progress, Taken
+from curate.learner.events import EventWriter
+from curate.learner.journal import Journal
+from curate.learner.keeping import keep, resume
+from curate.learner.optimiser import make_optimiser
+from curate.learner.order import Order
+from curate.learner.plan import first_plan
+from curate.learner.problem import LearnerProblem, repeated, wants_bf16
+from curate.learner.reading_ahead import Ahead, read_ahead
+from curate.learner.resolution import FlexiProblem, low_size
+from curate.learner.running import Extras, Running
+from curate.learner.scoring_pass import Scorer
+from curate.learner.settings import TrainSettings
+from curate.learner.start import Start
+from curate.learner.state import states
+from curate.learner.stepping import Stepper
+from curate.learner.telling import closed, measured, opened, written
+from curate.learner.vocabulary import AsItIs, Vocabulary, occurring
+from curate.learner.work import PassCosts
+from curate.models.precision import choose_device
+
+
+def fit(start: Start, candidates: Candidates, settings: TrainSettings, extras: Extras | None = None) -> Course:
+    """Train `start.module` in place; returns the course with the loss of each step, counts and costs.
+
+    With files, the run resumes from its last state, and leaves one where it is interrupted: at the first SIGINT or
+    SIGTERM after the step that is going on. Errors: CurateError, naming step, samples and the last good state, where
+    something is not finite; StorageError.
+    """
+    extras = extras or Extras()
+    device = choose_device(settings.device)
+    module: Any = start.module
+    module.to(device).train()
+    if getattr(getattr(module, "visual", None), "conv1", None) is not None:
+        module.to(memory_format=torch.channels_last)
+    tokens = (
+        candidates.pairs.token_NT
+        if extras.trusted is None
+        else torch.cat([candidates.pairs.token_NT, extras.trusted[1]])
+    )
+    with ExitStack() as stack:
+        vocabulary = stack.enter_context(occurring(module, tokens))
+        engine = _engine(start, candidates, settings, extras, vocabulary, device)
+        order = Order(len(candidates), settings.seed)
+        ahead = stack.enter_context(read_ahead(candidates.pairs, candidates.row_M, order))
+        size = resume(engine, extras.files, ahead)
+        journal = None
+        if extras.files is not None:
+            events = EventWriter(extras.files.events, purge_step=engine.course.step + 1 if size else None)
+            stack.callback(events.close)
+            journal = Journal(extras.files.log, size, events.record)
+        chosen = None if extras.files is None else ChosenLog(extras.files.chosen, candidates.pairs.places)
+        if journal is not None:
+            stack.callback(journal.close)
+        _train(Running(start, settings, engine, vocabulary, extras, journal, chosen), ahead)
+    module.to(memory_format=torch.contiguous_format).eval()
+    return engine.course
+
+
+def _engine(
+    start: Start,
+    candidates: Candidates,
+    settings: TrainSettings,
+    extras: Extras,
+    vocabulary: Vocabulary | AsItIs,
+    device: torch.device,
+) -> Engine:
+    module: Any = start.module
+    low = low_size(module) if settings.scoring == "flexi" else None
+    kind = LearnerProblem if low is None else FlexiProblem
+    problem = kind(module, bf16=wants_bf16(settings.precision, device), distinct=repeated(candidates.pairs.token_NT))
+    costs = PassCosts(module, distinct=problem.distinct)
+    estimator = make_estimator(settings.estimator, tangents=settings.tangents, rules=settings.rules)
+    optimiser = make_optimiser(module, settings)
+    scorer = Scorer(problem, vocabulary.compact, device, _width(start), low)
+    trusted = None
+    if extras.trusted is not None:
+        trusted = (extras.trusted[0].to(device), vocabulary.compact(extras.trusted[1]).to(device))
+    course = Course(first_plan(settings), np.zeros(len(candidates.pairs), np.int32), ledger=extras.ledger)
+    return Engine(
+        settings,
+        candidates,
+        Drawer(settings, candidates, scorer, costs, trusted),
+        Stepper(settings, problem, estimator, optimiser, vocabulary.compact, device, costs, low),
+        course,
+        settings.total_steps(len(candidates)),
+    )
+
+
+def _width(start: Start) -> int:
+    return int(start.architecture["embed_dim"])
+
+
+def _train(running: Running, ahead: Ahead) -> None:
+    engine, course = running.engine, running.engine.course
+    if course.step == 0:
+        opened(running, ahead)
+        measured(running)
+    began, before = time.perf_counter(), course.trained
+    with meter() as metered, _stopping() as stopped:
+        for taken in _steps(running, ahead):
+            written(running, taken)
+            _now_and_then(running)
+            rate = (course.trained - before) / (time.perf_counter() - began)
+            try:
+                if running.extras.progress is not None:
+                    note = "" if course.plan.phase in ("uniform", "selecting") else course.plan.phase
+                    running.extras.progress(Progress(course.step, engine.steps, taken.loss, rate, note))
+                if stopped.is_set():
+                    raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                keep(running)
+                raise
+    course.spend("training", energy=metered.energy)
+    closed(running)
+
+
+def _now_and_then(running: Running) -> None:
+    """What is done at some steps: measure, keep a state."""
+    course, settings = running.engine.course, running.settings
+    last = course.step == running.engine.steps
+    if last or (settings.eval_every and course.step % settings.eval_every == 0):
+        measured(running)
+    if last or course.step % settings.checkpoint_every == 0:
+        keep(running)
+
+
+def _steps(running: Running, ahead: Ahead) -> Iterator[Taken]:
+    """The engine's steps; an error of theirs names the last good state."""
+    try:
+        yield from running.engine.run(ahead)
+    except CurateError as error:
+        files = running.extras.files
+        kept = [] if files is None else states(files.state)
+        last = f"; the last good state is {kept[-1][1]} (step {kept[-1][0]})" if kept else "; no state was kept yet"
+        raise type(error)(f"{error}{last if files is not None else ''}") from error
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """The first SIGINT or SIGTERM sets the event, the second interrupts at once; only in the main thread."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(*_: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,64 @@
+"""Keep the state of a run so that it can be taken up again with the same bits: log and journal first, then the state.
+
+The state vouches for what was written before it; what came after the last one is cut back on a resume.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from curate.costs.ledger import CostLedger
+from curate.learner.chosen_log import cut_back
+from curate.learner.engine import Engine, waiting_again, waiting_tensors
+from curate.learner.files import RunFiles
+from curate.learner.plan import Plan
+from curate.learner.reading_ahead import Ahead
+from curate.learner.running import Running
+from curate.learner.state import State, capture, read_state, restore, write_state
+
+
+def keep(run: Running) -> None:
+    """Write the chosen samples, the journal, and then the state that vouches for both."""
+    files, engine = run.extras.files, run.engine
+    if files is None or run.journal is None or run.chosen is None:
+        return
+    run.chosen.flush()
+    run.journal.sync()
+    course = engine.course
+    tensors, waiting = waiting_tensors(course.waiting)
+    extra = tensors | {
+        "times": torch.from_numpy(course.times_N),
+        "losses": torch.tensor(course.losses, dtype=torch.float64),
+    }
+    rest = {
+        "position": course.position, "trained": course.trained, "scored": course.scored, "seconds": course.seconds,
+        "plain": course.plain, "ledger": course.ledger.as_json(), "plan": course.plan.as_json(), "waiting": waiting,
+        "journal": run.journal.size,
+    }  # fmt: skip
+    stepper = engine.stepper
+    write_state(files.state, capture(course.step, stepper.problem.module, stepper.optimiser, extra, rest))
+    if run.extras.kept is not None:
+        run.extras.kept()
+
+
+def resume(engine: Engine, files: RunFiles | None, ahead: Ahead) -> int:
+    """Put the last state in place, if there is one; the journal's length then."""
+    state = None if files is None else read_state(files.state)
+    if files is not None:
+        cut_back(files.chosen, 0 if state is None else state.step)
+    if state is None:
+        return 0
+    put_back(engine, state, ahead)
+    return int(state.rest["journal"])
+
+
+def put_back(engine: Engine, state: State, ahead: Ahead) -> None:
+    course, rest = engine.course, state.rest
+    extra = restore(state, engine.stepper.problem.module, engine.stepper.optimiser)
+    course.step, course.position = state.step, rest["position"]
+    course.trained, course.scored = rest["trained"], rest["scored"]
+    course.seconds, course.plain = rest["seconds"], rest["plain"]
+    course.ledger, course.plan = CostLedger.from_json(rest["ledger"]), Plan(**rest["plan"])
+    course.times_N[:] = extra["times"].numpy()
+    course.losses[:] = extra["losses"].tolist()
+    course.waiting = waiting_again(rest["waiting"], extra, ahead.get, engine.settings.batch)

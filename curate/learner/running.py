@@ -1,0 +1,49 @@
+"""A run that stands ready: its engine, its data, and where it tells and keeps what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from curate.costs.ledger import CostLedger
+from curate.learner.chosen_log import ChosenLog
+from curate.learner.engine import Engine, Progress
+from curate.learner.files import RunFiles
+from curate.learner.journal import Journal
+from curate.learner.measuring import Measure
+from curate.learner.settings import TrainSettings
+from curate.learner.start import Start
+from curate.learner.vocabulary import AsItIs, Vocabulary
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a run may have beside model, data and settings; every part is optional.
+
+    `say` is told what is worth a line, `kept` is called after each state that was written.
+    """
+
+    files: RunFiles | None = None
+    measure: Measure | None = None
+    trusted: tuple[Tensor, Tensor] | None = None
+    ledger: CostLedger = field(default_factory=CostLedger)
+    progress: Report | None = None
+    say: Callable[[str], None] | None = None
+    kept: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A run that stands ready."""
+
+    start: Start
+    settings: TrainSettings
+    engine: Engine
+    vocabulary: Vocabulary | AsItIs
+    extras: Extras
+    journal: Journal | None
+    chosen: ChosenLog | None

@@ -1,0 +1,90 @@
+"""One update of the learner: gradients by any estimator, clipped, a step of the optimiser, the scale in bounds."""
+
+# B batch, C channels, H, W height and width, T tokens
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from curate.costs.flops import Size
+from curate.estimators.problem import Problem, trainable
+from curate.estimators.report import GradientEstimator
+from curate.estimators.tangents import dimensions
+from curate.learner.augment import shift_and_zoom
+from curate.learner.optimiser import set_rate
+from curate.learner.resolution import shrink
+from curate.learner.settings import TrainSettings
+from curate.learner.work import PassCosts, forwards_per_step
+
+MAX_SCALE = 100.0  # CLIP's bound on exp(logit_scale), section 2.5 of arXiv 2103.00020
+
+
+@dataclass(frozen=True, slots=True)
+class Stepper:
+    """Updates one learner in place."""
+
+    settings: TrainSettings
+    problem: Problem
+    estimator: GradientEstimator
+    optimiser: torch.optim.Optimizer
+    compact: Callable[[Tensor], Tensor]
+    device: torch.device
+    costs: PassCosts
+    low: Size | None = None
+
+    def step(self, batch: tuple[Tensor, Tensor], *, step: int, steps: int) -> tuple[float | None, float]:
+        """The loss before the update and the learning rate; None, without an update, where something is not finite."""
+        image_BCHW, token_BT = batch
+        module: Any = self.problem.module
+        module.train()
+        if self.settings.augment:
+            image_BCHW = shift_and_zoom(image_BCHW, torch.Generator().manual_seed(_mixed(self.settings.seed, step)))
+        rate = set_rate(self.optimiser, self.settings, step, steps)
+        given = self._given(image_BCHW, token_BT)
+        report = self.estimator.estimate(self.problem, given, seed=self.settings.seed, step=step)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip_gradient)
+        if not math.isfinite(report.loss) or not bool(torch.isfinite(norm)):
+            return None, rate
+        self.optimiser.step()
+        with torch.no_grad():
+            module.logit_scale.clamp_(max=math.log(MAX_SCALE))
+        return report.loss, rate
+
+    def flops(self, batch: tuple[Tensor, Tensor]) -> float:
+        """What the gradients of a batch cost."""
+        image_BCHW, token_BT = batch
+        if self.low is not None:
+            return self._flexi_flops(len(image_BCHW), token_BT)
+        forwards = forwards_per_step(
+            self.estimator.name, self.settings.tangents, dimensions(trainable(self.problem.module))
+        )
+        if forwards is None:
+            return self.costs.step(len(image_BCHW), token_BT)
+        return forwards * self.costs.forward(len(image_BCHW), token_BT)
+
+    def plain_flops(self, batch: tuple[Tensor, Tensor]) -> float:
+        """What backpropagation at full resolution and the update cost: plain training's share."""
+        return self.costs.step(len(batch[0]), batch[1]) + self.costs.update
+
+    def _given(self, image_BCHW: Tensor, token_BT: Tensor) -> tuple[Tensor, ...]:
+        """A batch as the problem takes it; with a low resolution every second image is shrunk."""
+        tokens = self.compact(token_BT).to(self.device)
+        if self.low is None:
+            return image_BCHW.to(self.device), tokens
+        low = shrink(image_BCHW[1::2], self.low)  # by turns: rows come in the order drawn, best first
+        return image_BCHW[::2].to(self.device), low.to(self.device), torch.cat([tokens[::2], tokens[1::2]])
+
+    def _flexi_flops(self, images: int, token_BT: Tensor) -> float:
+        full, none = math.ceil(images / 2), token_BT[:0]
+        return self.costs.step(full, token_BT) + self.costs.step(images - full, none, self.low)
+
+
+def _mixed(seed: int, step: int) -> int:
+    """A seed for the dice of one step."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + 1) % 2**63

@@ -1,0 +1,115 @@
+"""What a run says of itself in its journal: how it begins, each step, what is measured, how it ends."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from curate.errors import CurateWarning
+from curate.estimators.probe import probe
+from curate.learner.engine import Taken
+from curate.learner.forecast import forecast, measured_factor
+from curate.learner.journal import Journal
+from curate.learner.reading_ahead import Ahead, SuperBatch
+from curate.learner.running import Running
+
+
+def opened(run: Running, ahead: Ahead) -> None:
+    """The first record: what is to be done, and what it will cost."""
+    engine, settings, module = run.engine, run.settings, run.start.module
+    course, costs = engine.course, engine.stepper.costs
+    batch = ahead.get(0, course.plan.candidates(settings.batch))
+    forward = costs.forward(len(batch), batch.token_BT) / len(batch)
+    fresh = course.ledger.reference
+    expected = forecast(
+        settings, course.plan, engine.drawer, forward=forward, reference=fresh.flops / max(1, fresh.samples)
+    )
+    if run.extras.say is not None:
+        run.extras.say(f"cost: {expected.factor:.2f} x plain training of as many pairs ({expected.text})")
+    if run.journal is None:
+        return
+    run.journal.write(
+        "start", model=settings.model, reference=settings.reference, criterion=settings.criterion,
+        settings=asdict(settings), samples=len(engine.candidates), steps=engine.steps,
+        super_batch=course.plan.candidates(settings.batch), sub_batch=settings.batch, chunks=settings.chunks,
+        parameters=sum(p.numel() for p in module.parameters()), flops_per_sample=forward,
+        factor=expected.factor, factor_text=expected.text,
+    )  # fmt: skip
+    if settings.estimator not in ("backprop", "backprop-checkpoint"):
+        probed(run, run.journal, batch)
+
+
+def probed(run: Running, journal: Journal, batch: SuperBatch) -> None:
+    """What the estimator is worth on the first batch; a hopeless one is announced, and trained with all the same."""
+    stepper, size = run.engine.stepper, run.settings.batch
+    given = (batch.image_BCHW[:size].to(stepper.device), stepper.compact(batch.token_BT[:size]).to(stepper.device))
+    run.start.module.train()
+    report = probe(stepper.estimator, stepper.problem, given, seeds=4, repeats=1, seed=run.settings.seed)
+    journal.write("probe", **asdict(report), hopeless=report.hopeless)
+    if report.hopeless:
+        warnings.warn(
+            f"estimator {report.estimator} is hopeless here: {report.progress:.2g} of backprop's progress per second "
+            f"(its variance is {report.ratio:,.0f} times |g|^2; `curate probe` shows more)",
+            CurateWarning,
+            stacklevel=2,
+        )
+
+
+def written(run: Running, taken: Taken) -> None:
+    """The journal's and the log's share of a step."""
+    if run.journal is None or run.chosen is None:
+        return
+    course, chosen, clean_N = run.engine.course, taken.chosen, run.engine.candidates.clean_N
+    run.chosen.add(taken.step, taken.row_b, chosen)
+    run.journal.write(
+        "step", step=taken.step, samples=course.trained, candidates=course.scored, loss=taken.loss, lr=taken.rate,
+        phase=taken.plan.phase, gain=taken.plan.gain, keep=taken.plan.keep, chunk_scores=chosen.chunk_scores,
+        effective=chosen.effective,
+        clean=None if clean_N is None else float(clean_N[taken.row_b].mean()),
+        clean_pool=None if clean_N is None else float(clean_N[taken.candidates].mean()),
+        flops=course.ledger.flops(), seconds=course.seconds,
+    )  # fmt: skip
+    if taken.lag is not None:
+        run.journal.write("lag", step=taken.step, lag=run.settings.lag, **taken.lag)
+
+
+def measured(run: Running) -> None:
+    measure, course = run.extras.measure, run.engine.course
+    if measure is None:
+        return
+    began = time.perf_counter()
+    with run.vocabulary.whole():
+        found = measure()
+    course.spend("evaluation", seconds=time.perf_counter() - began)
+    if run.journal is not None:
+        run.journal.write(
+            "eval", step=course.step, samples=course.trained, flops=course.ledger.flops(), seconds=course.seconds,
+            ledger=course.ledger.as_json(), **found,
+        )  # fmt: skip
+
+
+def closed(run: Running) -> None:
+    """The last record: what it has cost, and how often samples were chosen."""
+    course = run.engine.course
+    factor = measured_factor(course.ledger, course.plain)
+    if run.extras.say is not None:
+        run.extras.say(f"cost: {factor:.2f} x plain training of as many pairs, as counted")
+    if run.journal is None:
+        return
+    times, samples = np.unique(course.times_N[course.times_N > 0], return_counts=True)
+    run.journal.write(
+        "end", steps=course.step, seconds=course.seconds, loss=tail(course.losses),
+        repeats={int(t): int(n) for t, n in zip(times, samples, strict=True)},
+        ledger=course.ledger.as_json(), factor=factor,
+    )  # fmt: skip
+    run.journal.sync()
+
+
+def tail(losses: Sequence[float]) -> float:
+    """The mean loss of the last tenth of the steps."""
+    last = losses[-max(1, len(losses) // 10) :]
+    return sum(last) / len(last)

@@ -1,0 +1,305 @@
+"""`train`: shards in, an open_clip checkpoint out; the same call again resumes.
+
+The reference's part is scored ahead, shard by shard, by the pipeline (or taken from an earlier run's scores); then the
+learner trains in this process, reading ahead; what it trained on can be written as new shards on the way.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curate.costs.ledger import CostLedger
+from curate.errors import CacheMismatch, UsageError
+from curate.learner.candidates import Candidates, all_of, read_reference
+from curate.learner.checkpoint import add_checkpoint
+from curate.learner.dataset import Opened, open_pairs
+from curate.learner.engine import Course
+from curate.learner.files import RunFiles, begin_run, check_run
+from curate.learner.fitting import fit
+from curate.learner.forecast import measured_factor
+from curate.learner.measuring import opened_measure
+from curate.learner.report import write_report
+from curate.learner.running import Extras, Report
+from curate.learner.settings import TrainResult, TrainSettings, parse_settings
+from curate.learner.start import Start, prepare
+from curate.learner.telling import tail
+from curate.models.embed import DualEncoder
+from curate.models.identity import ModelIdentity
+from curate.models.load import load_model
+from curate.models.spec import parse_spec
+from curate.pipelines.engine import Mode, open_engine
+from curate.pipelines.runner import local_output, score
+from curate.pipelines.teeing import pin_tee, tee
+from curate.receipts import Store
+from curate.run_record import read_run
+from curate.shards.sources import Patterns, ShardSource, expand_shards
+
+TRUSTED = 256  # pairs whose gradient alignment follows
+PROBES = ("a red circle", "two dogs on a beach at sunset, one of them asleep", "ein rotes Haus")
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """On what the reference's pass runs, and an earlier run's scores; none of it changes what comes out."""
+
+    cache: Path | None = None
+    workers: int | None = None
+    scheduler: str | None = None
+    engine: Mode | None = None
+    allow_remote: bool = False
+    quiet: bool = True
+
+
+def train(
+    shards: Patterns,
+    output: str | PathLike[str],
+    *,
+    overwrite: bool = False,
+    reference_cache: str | PathLike[str] | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    engine: Mode | None = None,
+    allow_remote_scheduler: bool = False,
+    write_shards: str | PathLike[str] | None = None,
+    baselines: Sequence[str | PathLike[str]] = (),
+    progress: Report | None = None,
+    quiet: bool = True,
+    **settings: Any,
+) -> TrainResult:
+    """Train on `shards` and leave a checkpoint in `output` that open_clip loads as `local-dir:OUTPUT`.
+
+    `settings` are the fields of `curate.learner.settings.TrainSettings`. `reference_cache` is an OUT of `curate score`
+    with the same reference. What is trained on is written to new shards in `write_shards`; `baselines` are finished
+    runs that the report compares with. Where the run was interrupted, the same call takes it up again.
+
+    Errors: UsageError for settings, an output in use, shards without a readable pair, models that do not fit;
+    RunMismatch where the run there was begun with other settings; CacheMismatch; ShardError; StorageError; CurateError
+    where something is not finite.
+    Example: `train(["shards/{0..3}.tar"], "run", reference="small", criterion="learnability", steps=500).loss`.
+    """
+    chosen = _absolute(parse_settings(settings))
+    files = RunFiles(local_output(output))
+    check_run(files, overwrite=overwrite)
+    began = time.perf_counter()
+    cache = None if reference_cache is None else local_output(reference_cache)
+    where = Where(cache, workers, scheduler, engine, allow_remote_scheduler, quiet)
+    start, sources = prepare(chosen), tuple(expand_shards(shards))
+    with ExitStack() as stack:
+        opened = stack.enter_context(
+            open_pairs(sources, start.tokenizer, start.rule, memory_gb=chosen.memory_gb, label=chosen.label)
+        )
+        reference = _reference_model(chosen, start)
+        begin_run(files, _record(chosen, sources, opened, reference), overwrite=overwrite)
+        candidates, ledger = _candidates(chosen, opened, reference, sources, files, where)
+        _check_sizes(chosen, candidates)
+        teeing = stack.enter_context(_teeing(files, chosen, candidates, write_shards, where))
+        extras = Extras(
+            files,
+            stack.enter_context(opened_measure(start, chosen)),
+            stack.enter_context(_trusted(start, chosen)),
+            ledger,
+            progress,
+            None if quiet else _say,
+            teeing,
+        )
+        course = fit(start, candidates, chosen, extras)
+        samples, skipped = len(opened.pairs), opened.skipped
+        teeing(final=True)
+    record = _history(chosen, sources, course, samples, skipped)
+    path = add_checkpoint(
+        start.module, files.root, architecture=start.architecture, training=record, feedforward=start.feedforward
+    )
+    report = write_report(path, files.report, baselines=[Path(run) for run in baselines])
+    factor = measured_factor(course.ledger, course.plain)
+    seconds = time.perf_counter() - began
+    return TrainResult(path, course.step, seconds, tail(course.losses), samples, skipped, report, factor)
+
+
+def _nothing(final: bool = False) -> None:
+    """There is nothing to write."""
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _teeing(
+    files: RunFiles,
+    settings: TrainSettings,
+    candidates: Candidates,
+    output: str | PathLike[str] | None,
+    where: Where,
+) -> Iterator[Callable[..., None]]:
+    """What writes the chosen batches to shards, after each state and at the end; does nothing without `output`."""
+    if output is None:
+        yield _nothing
+        return
+    pairs = settings.total_steps(len(candidates)) * settings.batch
+    pin_tee(files.root, local_output(output), samples=pairs)
+    with open_engine(
+        workers=where.workers, scheduler=where.scheduler, mode=where.engine, allow_remote=where.allow_remote
+    ) as running:
+
+        def write(final: bool = False) -> None:
+            tee(files.root, local_output(output), running, samples=pairs, final=final)
+
+        yield write
+
+
+def _absolute(settings: TrainSettings) -> TrainSettings:
+    """Paths as they are found from anywhere."""
+    reference = None if settings.reference is None else parse_spec(settings.reference).absolute
+    return replace(settings, model=parse_spec(settings.model).absolute, reference=reference)
+
+
+def _reference_model(settings: TrainSettings, start: Start) -> DualEncoder | None:
+    """The reference, if it is weighed. Errors: UsageError where its loss or tokens differ from the learner's."""
+    if not settings.uses_reference or settings.reference is None:
+        return None
+    reference = load_model(settings.reference, precision=settings.precision, device=settings.device)
+    if reference.loss != settings.loss:
+        raise UsageError(
+            f"the reference {settings.reference} was trained with the {reference.loss} loss, the learner is to be with "
+            f"{settings.loss}: their losses do not compare; give --loss {reference.loss}, or another reference"
+        )
+    ours, theirs = (tokenize(list(PROBES)) for tokenize in (start.tokenizer, reference.tokenizer))
+    both = min(ours.shape[1], theirs.shape[1])
+    if not torch.equal(ours[:, : both - 1], theirs[:, : both - 1]):
+        raise UsageError(
+            f"the reference {settings.reference} reads captions with another tokenizer than {settings.model}: their "
+            "losses would be of different texts; choose a reference with the learner's tokenizer"
+        )
+    return reference
+
+
+def _record(
+    settings: TrainSettings, sources: Sequence[ShardSource], opened: Opened, reference: DualEncoder | None
+) -> dict[str, Any]:
+    """What TRAIN.json pins."""
+    free = ("memory_gb", "device")
+    inputs = [asdict(s) | {"digest": digest} for s, digest in zip(sources, opened.digests, strict=True)]
+    return {
+        "schema": 1,
+        "settings": {name: value for name, value in asdict(settings).items() if name not in free},
+        "inputs": inputs,
+        "models": {} if reference is None else {"reference": reference.identity.to_json()},
+    }
+
+
+def _candidates(
+    settings: TrainSettings,
+    opened: Opened,
+    reference: DualEncoder | None,
+    sources: Sequence[ShardSource],
+    files: RunFiles,
+    where: Where,
+) -> tuple[Candidates, CostLedger]:
+    """The pairs to draw from, and what scoring them with the reference has cost."""
+    clean = settings.clean if settings.label is not None else ()
+    if reference is None or settings.reference is None:
+        return all_of(opened.pairs, clean=clean), CostLedger()
+    began = time.perf_counter()
+    tables, fresh = _reference_tables(settings, reference, opened, sources, files, where)
+    found = all_of(opened.pairs, read_reference(tables, opened.pairs.places.id_N16), clean)
+    flops = reference.flops_per_sample(_mean_tokens(opened)) * len(opened.pairs) if fresh else 0.0
+    ledger = CostLedger().add(
+        "reference", samples=len(opened.pairs) if fresh else 0, flops=flops, seconds=time.perf_counter() - began
+    )
+    return found, ledger
+
+
+def _reference_tables(
+    settings: TrainSettings,
+    reference: DualEncoder,
+    opened: Opened,
+    sources: Sequence[ShardSource],
+    files: RunFiles,
+    where: Where,
+) -> tuple[list[Path], bool]:
+    """Score tables of the shards, in their order: from the cache if it has all of them, else scored now."""
+    if where.cache is not None:
+        _check_cache(where.cache, reference)
+        stored = _tables(where.cache)
+        if all(digest in stored for digest in opened.digests):
+            return [stored[digest] for digest in opened.digests], False
+    score(
+        [source.url for source in sources],
+        files.reference,
+        reference=str(settings.reference),
+        precision=settings.precision,
+        reference_cache=where.cache,
+        workers=where.workers,
+        scheduler=where.scheduler,
+        engine=where.engine,
+        allow_remote_scheduler=where.allow_remote,
+        tolerance=1.0,
+        scores_only=True,
+        quiet=where.quiet,
+    )
+    stored = _tables(files.reference)
+    return [stored[digest] for digest in opened.digests], True
+
+
+def _check_cache(cache: Path, reference: DualEncoder) -> None:
+    stored = ModelIdentity.from_json(read_run(cache).models["reference"])
+    if found := reference.identity.differences(stored):
+        raise CacheMismatch(
+            f"--reference-cache {cache} was made by {stored.name}, not by this reference: {'; '.join(found)}. Leave "
+            "the option out to embed anew"
+        )
+
+
+def _tables(output: Path) -> dict[str, Path]:
+    store = Store.of(output)
+    found = ((receipt.facts["digest"], store.locate(receipt.outputs[0])) for receipt in store.receipts("score"))
+    return {digest: path for digest, path in found if path is not None}
+
+
+def _mean_tokens(opened: Opened) -> int:
+    token_NT = opened.pairs.token_NT
+    return max(1, round(float((token_NT != 0).sum(1).float().mean())))
+
+
+@contextmanager
+def _trusted(start: Start, settings: TrainSettings) -> Iterator[tuple[Tensor, Tensor] | None]:
+    """The batch whose gradient alignment follows: the first readable pairs of the trusted shards."""
+    if settings.criterion != "alignment":
+        yield None
+        return
+    with open_pairs(expand_shards(settings.trusted), start.tokenizer, start.rule) as opened:
+        yield opened.pairs.batch(range(min(TRUSTED, len(opened.pairs))))
+
+
+def _check_sizes(settings: TrainSettings, candidates: Candidates) -> None:
+    if len(candidates) < settings.super_batch:
+        raise UsageError(
+            f"{len(candidates)} candidates are fewer than a super-batch of {settings.super_batch} (batch "
+            f"{settings.batch} at filter ratio {settings.filter_ratio:g}); lower --batch or --filter-ratio"
+        )
+
+
+def _history(
+    settings: TrainSettings, sources: Sequence[ShardSource], course: Course, samples: int, skipped: dict[str, int]
+) -> dict[str, Any]:
+    """training.json: how the checkpoint came about."""
+    return {
+        "settings": asdict(settings),
+        "inputs": [asdict(s) for s in sources],
+        "samples": samples,
+        "skipped": skipped,
+        "steps": course.step,
+        "seconds": round(course.seconds, 3),
+        "losses": [round(x, 5) for x in course.losses],
+        "ledger": course.ledger.as_json(),
+    }

@@ -34,6 +34,7 @@ _PUBLIC = {
     "plan": ("curate.pipelines.runner", "plan"),
     "probe": ("curate.learner.probing", "probe_shards"),
     "replace_feedforward": ("curate.feedforward.surgery", "replace_feedforward"),
+    "run": ("curate.pipelines.rounds", "run"),
     "score": ("curate.pipelines.runner", "score"),
     "select": ("curate.pipelines.repeating", "select"),
     "train": ("curate.pipelines.training", "train"),

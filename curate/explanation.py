@@ -76,7 +76,7 @@ def _scores(row: dict[str, Any]) -> str:
     if row["learner_similarity"] is not None:
         parts.append(f"learner similarity {row['learner_similarity']:.4f} (loss {row['learner_loss']:.4f})")
         parts.append(f"learnability of the pair alone {row['learner_loss'] - row['reference_loss']:+.4f}")
-    if row["alignment"] is not None:
+    if row.get("alignment") is not None:  # ledgers of earlier versions have no such column
         parts.append(f"alignment with the trusted gradient {row['alignment']:+.4g}")
     return "Scores: " + ", ".join(parts) + "."
 

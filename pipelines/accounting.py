@@ -64,9 +64,14 @@ def write_ledger(spec: LedgerSpec) -> Receipt:
 
 def _write(spec: LedgerSpec, attempt: Attempt) -> dict[str, Any]:
     drawn = {row["row"]: row for drawing in spec.drawings for row in _drawn_rows(spec, drawing)}
-    scored = scores.read_table(spec.table[0], _SCORED).to_pylist()
-    rows = [_ledger_row(spec, row, drawn.get(number)) for number, row in enumerate(scored)]
+    rows = [_ledger_row(spec, row, drawn.get(number)) for number, row in enumerate(_scored_rows(spec.table[0]))]
     return _write_rows(attempt, spec.shard, rows)
+
+
+def _scored_rows(path: Path) -> list[dict[str, Any]]:
+    there = set(pq.read_schema(path).names)  # tables of earlier versions have fewer columns
+    rows: list[dict[str, Any]] = scores.read_table(path, [name for name in _SCORED if name in there]).to_pylist()
+    return rows
 
 
 def _write_rows(attempt: Attempt, shard: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -127,7 +132,7 @@ def write_tee_ledger(spec: TeeLedgerSpec) -> Receipt:
 def _write_tee(spec: TeeLedgerSpec, attempt: Attempt) -> dict[str, Any]:
     chosen = {int(one["row"]): (one, place) for one, place in zip(spec.choices, spec.out.tolist(), strict=True)}
     rows = []
-    for number, scored in enumerate(scores.read_table(spec.table[0], _SCORED).to_pylist()):
+    for number, scored in enumerate(_scored_rows(spec.table[0])):
         row = scored | {"shard": spec.url, "times_selected": 0}
         if number in chosen:
             row |= _chosen_fields(*chosen[number])

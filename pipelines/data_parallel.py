@@ -172,6 +172,9 @@ class ForwardTeam:
         return found
 
     def _settled(self, tasks: list[Task], embeddings: list[tuple[Tensor, ...]]) -> tuple[Numbers, ...]:
+        if not all(z.ndim for z in embeddings[0]):
+            raise UsageError("penalties of fast feedforward layers are of a whole batch, and workers see a part each; "
+                             "leave them out")  # fmt: skip
         gathered = tuple(torch.cat(own) for own in zip(*embeddings, strict=True))
         first, asked = 0, []
         for task, own in zip(tasks, embeddings, strict=True):

@@ -1,4 +1,4 @@
-"""`curate demo`: a corpus with planted faults, a reference fitted on its clean part, every pass, and what is left.
+"""`curate demo`: a corpus with planted faults, a reference fitted on its clean part, every pass, two learners.
 
 No network, no GPU, no data. Forty seconds on two cores of an AMD EPYC with the defaults: drawing 6 s, fitting 25 s,
 scoring, selecting and writing 5 s, the rest imports and the contact sheet.
@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 from curate.contact_sheet import contact_sheet
 from curate.demonstration.corpus import Corpus, draw_corpus
 from curate.demonstration.noise_table import NoiseTable, noise_table, noise_view
+from curate.demonstration.race import LearnerRace, race
 from curate.errors import UsageError
 from curate.learner.engine import Progress
-from curate.pipelines.training import train
 from curate.ledger import read_ledger
 from curate.pipelines.runner import score
+from curate.pipelines.training import train
 from curate.progress import progress
 from curate.results import RunResult
 from curate.storage import make_directory, readable_json, replace_file
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 STEPS: Final = 120  # of 128 pairs: the similarity then tells a right caption from a wrong one in 97 of 100 cases
-_OURS: Final = ("corpus", "reference", "selection", "contact_sheet.png", "demo.json")
+LEARNING: Final = 100  # steps of each learner, 64 pairs each
+_OURS: Final = ("corpus", "reference", "selection", "uniform", "joint", "contact_sheet.png", "demo.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Demonstration:
     run: RunResult
     verification: Verification
     noise: NoiseTable
+    learners: LearnerRace
     sheet: Path
     seconds: dict[str, float]  # stage -> wall time
 
@@ -57,6 +60,7 @@ class Demonstration:
             "run": self.run.as_json(),
             "verification": self.verification.as_json(),
             "noise": self.noise.as_json(),
+            "learners": self.learners.as_json(),
             "contact_sheet": str(self.sheet),
             "seconds": {stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
         }
@@ -69,6 +73,7 @@ def demo(
     samples: int = 4000,
     clean_reference: int = 1500,
     steps: int = STEPS,
+    learning: int = LEARNING,
     keep: float = 0.2,
     workers: int | None = None,
     overwrite: bool = False,
@@ -86,8 +91,9 @@ def demo(
     seconds: dict[str, float] = {}
     with _timed(seconds, "drawing"):
         corpus = draw_corpus(
-            path / "corpus", samples=samples, shards=_shards(samples), seed=seed, clean_reference=clean_reference
-        )
+            path / "corpus", samples=samples, shards=_shards(samples), seed=seed, clean_reference=clean_reference,
+            trusted=min(300, samples), held_out=min(400, samples),
+        )  # fmt: skip
     with _timed(seconds, "fitting"), _reporting(steps, quiet=quiet) as report:
         fitted = train(
             corpus.reference, path / "reference", model="curate-tiny", steps=steps, seed=seed, progress=report
@@ -106,10 +112,14 @@ def demo(
         )
     with _timed(seconds, "verifying"):
         verification = verify(run.output)
+    with _timed(seconds, "learning"):
+        learners = _learn(
+            corpus, path, fitted.path, run.output, batch=min(64, samples // 10), steps=learning, seed=seed, quiet=quiet
+        )
     with _timed(seconds, "reporting"):
         noise = noise_table(corpus.read_truth(), read_ledger(run.output))
         sheet = contact_sheet(run.output, path / "contact_sheet.png", seed=seed)
-    result = Demonstration(path, corpus, fitted.path, run, verification, noise, sheet, seconds)
+    result = Demonstration(path, corpus, fitted.path, run, verification, noise, learners, sheet, seconds)
     replace_file(path / "demo.json", readable_json(result.as_json()))
     return result
 
@@ -126,14 +136,35 @@ def render_demonstration(result: Demonstration, console: Console) -> None:
         f"{counts['in']:,} pairs in: {counts['kept']:,} kept, {counts['dropped']:,} dropped, "
         f"{counts['quarantined']:,} quarantined ({noise.broken_quarantined} of {noise.broken} broken ones).",
         "Time: " + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items()) + ".",
+        *result.learners.lines(),
         f"Verified: {_verdict(result.verification)}.",
         f"Look at  {result.sheet}",
         f"Shards   {result.run.output}",
+        f"Report   {result.output / 'joint' / 'report.html'}",
         f"Ask why  curate explain {result.run.output} 000000000",
     ]
     if noise.separation is not None:
         lines.insert(1, f"The reference tells a right caption from a wrong one in {noise.separation:.1%} of cases.")
     console.print(Text("\n".join(lines)), soft_wrap=True)
+
+
+def _learn(
+    corpus: Corpus, path: Path, reference: Path, scored: Path, *, batch: int, steps: int, seed: int, quiet: bool
+) -> LearnerRace:
+    """Train one learner on uniform and one on joint draws from the pool, faults and all."""
+    common: dict[str, Any] = {
+        "model": "curate-tiny", "batch": batch, "steps": steps, "seed": seed, "label": "fault",
+        "eval_shards": corpus.held_out, "eval_every": max(1, steps // 10), "lr": 1e-3,
+    }  # fmt: skip
+    with _reporting(steps, quiet=quiet) as report:
+        train(corpus.pool, path / "uniform", criterion="uniform", progress=report, **common)
+    with _reporting(steps, quiet=quiet) as report:
+        train(
+            corpus.pool, path / "joint", reference=f"local-dir:{reference}", reference_cache=scored,
+            criterion="learnability", trusted=corpus.trusted, watch_every=max(1, steps // 10),
+            baselines=[path / "uniform"], progress=report, **common,
+        )  # fmt: skip
+    return race(path / "uniform", path / "joint")
 
 
 def _verdict(verification: Verification) -> str:

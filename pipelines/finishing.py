@@ -102,7 +102,7 @@ def remove_stale(job: Place, receipts: Receipts) -> None:
     """Remove shards that have the name of a shard but are not among these: a log was taken back and grew otherwise."""
     names = {output.published for receipt in receipts for output in receipt.outputs}
     for path in job.output.iterdir():
-        if False:
+        if _PUBLISHED.fullmatch(path.name) and path.name not in names:
             remove(path)
     sync_directory(job.output)
 

@@ -300,7 +300,8 @@ def _train_command(job: Tee, names: tuple[str, ...], samples: int) -> str | None
     """open_clip's command for the new shards: the architecture anew, or for one of ours the model that was trained."""
     if not names:
         return None
-    model, train = str(job.record.train.get("model", "")), job.record.train
-    architecture = None if model in CONFIGS or ":" in model else model
-    sigmoid = train.get("loss") == "sigmoid"
-    return train_command(job.output, names, samples, architecture or f"local-dir:{job.record.run}", sigmoid=sigmoid)
+    train = job.record.train
+    name = str(train.get("model", "")).partition(":")[0]
+    unknown = not name or name in CONFIGS or "/" in name or name in ("hf-hub", "local-dir")
+    model = f"local-dir:{job.record.run}" if unknown else name
+    return train_command(job.output, names, samples, model, sigmoid=train.get("loss") == "sigmoid")

@@ -6,6 +6,7 @@ learner trains in this process, reading ahead; what it trained on can be written
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from curate.costs.ledger import CostLedger
 from curate.errors import CacheMismatch, UsageError
 from curate.learner.candidates import Candidates, all_of, read_reference
-from curate.learner.checkpoint import add_checkpoint
+from curate.learner.checkpoint import TRAINING_FILE, add_checkpoint
 from curate.learner.dataset import Opened, open_pairs
 from curate.learner.engine import Course
 from curate.learner.files import RunFiles, begin_run, check_run
@@ -33,6 +33,7 @@ from curate.learner.running import Extras, Report
 from curate.learner.settings import TrainResult, TrainSettings, parse_settings
 from curate.learner.start import Start, prepare
 from curate.learner.telling import tail
+from curate.learner.trust import MOST, Trusted, held_out
 from curate.models.embed import DualEncoder
 from curate.models.identity import ModelIdentity
 from curate.models.load import load_model
@@ -44,7 +45,6 @@ from curate.receipts import Store
 from curate.run_record import read_run
 from curate.shards.sources import Patterns, ShardSource, expand_shards
 
-TRUSTED = 256  # pairs whose gradient alignment follows
 PROBES = ("a red circle", "two dogs on a beach at sunset, one of them asleep", "ein rotes Haus")
 
 
@@ -100,13 +100,17 @@ def train(
         )
         reference = _reference_model(chosen, start)
         begin_run(files, _record(chosen, sources, opened, reference), overwrite=overwrite)
+        if files.finished:
+            return _found(files, opened, baselines)
         candidates, ledger = _candidates(chosen, opened, reference, sources, files, where)
+        trusted, candidates = _trusted(chosen, start, reference, candidates, files, where)
         _check_sizes(chosen, candidates)
-        teeing = stack.enter_context(_teeing(files, chosen, candidates, write_shards, where))
+        pairs = chosen.total_steps(len(candidates)) * chosen.batch
+        teeing = stack.enter_context(_teeing(files, pairs, write_shards, where, overwrite=overwrite))
         extras = Extras(
             files,
             stack.enter_context(opened_measure(start, chosen)),
-            stack.enter_context(_trusted(start, chosen)),
+            trusted,
             ledger,
             progress,
             None if quiet else _say,
@@ -129,30 +133,37 @@ def _nothing(final: bool = False) -> None:
     """There is nothing to write."""
 
 
+def _found(files: RunFiles, opened: Opened, baselines: Sequence[str | PathLike[str]]) -> TrainResult:
+    """The result of a run that has ended; its report is written again, since the baselines may be others."""
+    history = json.loads((files.root / TRAINING_FILE).read_bytes())
+    report = write_report(files.root, files.report, baselines=[Path(run) for run in baselines])
+    losses, skipped = history["losses"], opened.skipped
+    return TrainResult(
+        files.root, history["steps"], history["seconds"], tail(losses), history["samples"], skipped, report,
+        history["factor"],
+    )  # fmt: skip
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def _teeing(
-    files: RunFiles,
-    settings: TrainSettings,
-    candidates: Candidates,
-    output: str | PathLike[str] | None,
-    where: Where,
+    files: RunFiles, pairs: int, output: str | PathLike[str] | None, where: Where, *, overwrite: bool
 ) -> Iterator[Callable[..., None]]:
     """What writes the chosen batches to shards, after each state and at the end; does nothing without `output`."""
     if output is None:
         yield _nothing
         return
-    pairs = settings.total_steps(len(candidates)) * settings.batch
-    pin_tee(files.root, local_output(output), samples=pairs)
+    scores = None if (files.reference / "_curate").is_dir() else where.cache
+    pin_tee(files.root, local_output(output), samples=pairs, scores=scores, overwrite=overwrite)
     with open_engine(
         workers=where.workers, scheduler=where.scheduler, mode=where.engine, allow_remote=where.allow_remote
     ) as running:
 
         def write(final: bool = False) -> None:
-            tee(files.root, local_output(output), running, samples=pairs, final=final)
+            tee(files.root, local_output(output), running, samples=pairs, scores=scores, final=final)
 
         yield write
 
@@ -233,9 +244,16 @@ def _reference_tables(
         stored = _tables(where.cache)
         if all(digest in stored for digest in opened.digests):
             return [stored[digest] for digest in opened.digests], False
+    return _scored(settings, sources, opened, files.reference, where), True
+
+
+def _scored(
+    settings: TrainSettings, sources: Sequence[ShardSource], opened: Opened, output: Path, where: Where
+) -> list[Path]:
+    """Have the pipeline score shards with the reference; their tables, in the order of the shards."""
     score(
         [source.url for source in sources],
-        files.reference,
+        output,
         reference=str(settings.reference),
         precision=settings.precision,
         reference_cache=where.cache,
@@ -247,8 +265,8 @@ def _reference_tables(
         scores_only=True,
         quiet=where.quiet,
     )
-    stored = _tables(files.reference)
-    return [stored[digest] for digest in opened.digests], True
+    stored = _tables(output)
+    return [stored[digest] for digest in opened.digests]
 
 
 def _check_cache(cache: Path, reference: DualEncoder) -> None:
@@ -271,14 +289,29 @@ def _mean_tokens(opened: Opened) -> int:
     return max(1, round(float((token_NT != 0).sum(1).float().mean())))
 
 
-@contextmanager
-def _trusted(start: Start, settings: TrainSettings) -> Iterator[tuple[Tensor, Tensor] | None]:
-    """The batch whose gradient alignment follows: the first readable pairs of the trusted shards."""
-    if settings.criterion != "alignment":
-        yield None
-        return
-    with open_pairs(expand_shards(settings.trusted), start.tokenizer, start.rule) as opened:
-        yield opened.pairs.batch(range(min(TRUSTED, len(opened.pairs))))
+def _trusted(
+    settings: TrainSettings,
+    start: Start,
+    reference: DualEncoder | None,
+    candidates: Candidates,
+    files: RunFiles,
+    where: Where,
+) -> tuple[Trusted | None, Candidates]:
+    """The trusted pairs, where the run has a use for them, and the candidates without those that were held out."""
+    watched = settings.handover == "auto" and settings.uses_reference
+    if settings.criterion != "alignment" and not watched:
+        return None, candidates
+    if not settings.trusted:
+        if not where.quiet:
+            _say("no --trusted pairs: some of the pool are held out to compare learner and reference by")
+        return held_out(candidates, settings.seed)
+    sources = tuple(expand_shards(settings.trusted))
+    with open_pairs(sources, start.tokenizer, start.rule, memory_gb=settings.memory_gb) as opened:
+        row_T, image_TCHW, token_TC = opened.pairs.read(range(min(MOST, len(opened.pairs))))
+        if reference is None:
+            return Trusted(image_TCHW, token_TC), candidates
+        tables = _scored(settings, sources, opened, files.trusted, where)
+        return Trusted(image_TCHW, token_TC, read_reference(tables, opened.pairs.places.id_N16[row_T])), candidates
 
 
 def _check_sizes(settings: TrainSettings, candidates: Candidates) -> None:
@@ -302,4 +335,5 @@ def _history(
         "seconds": round(course.seconds, 3),
         "losses": [round(x, 5) for x in course.losses],
         "ledger": course.ledger.as_json(),
+        "factor": measured_factor(course.ledger, course.plain),
     }

@@ -18,6 +18,7 @@ from curate.cli.looking import demo, doctor, explain, inspect, verify
 from curate.cli.measuring import evaluate
 from curate.cli.printing import fail
 from curate.cli.probing import probe
+from curate.cli.running import run
 from curate.cli.selecting import score, select, write
 from curate.cli.training import train
 from curate.errors import CurateError
@@ -36,7 +37,7 @@ app = App(
     as CURATE_VERB_OPTION (CURATE_SCORE_KEEP=0.1).""",
 )
 
-for verb in (demo, doctor, inspect, score, select, write, verify, explain, train, evaluate, probe):
+for verb in (demo, doctor, inspect, score, select, write, verify, explain, train, run, evaluate, probe):
     app.command(verb)
 
 

@@ -14,14 +14,16 @@ def demo(
     *,
     samples: int = 4000,
     steps: int = 120,
+    learning: int = 100,
     seed: int = 0,
     overwrite: Flag = False,
     json: Json = False,
 ) -> int:
-    """See every pass on a corpus that is drawn here: no network, no GPU, no data, about a minute on two cores.
+    """See every pass on a corpus that is drawn here: no network, no GPU, no data, under two minutes on two cores.
 
     Scenes with captions are drawn, faults are planted in them (mismatched and boilerplate captions, near-duplicates,
-    blur), a small reference is fitted on a clean part, and the pool is scored, selected, written and verified.
+    blur), a small reference is fitted on a clean part, and the pool is scored, selected, written and verified. Then two
+    learners train on the faulty pool side by side, one on uniform draws, one on joint ones.
 
     Example: curate demo -o demo --samples 800
 
@@ -33,12 +35,14 @@ def demo(
         Another seed draws another corpus.
     steps
         Optimiser steps of the reference; fewer are quicker and separate less.
+    learning
+        Optimiser steps of each learner.
     overwrite
         Replace an earlier demo in that directory.
     """
     from curate.pipelines.demonstration import demo, render_demonstration
 
-    result = demo(output, samples=samples, steps=steps, seed=seed, overwrite=overwrite)
+    result = demo(output, samples=samples, steps=steps, learning=learning, seed=seed, overwrite=overwrite)
     if json:
         return print_json(result.as_json())
     render_demonstration(result, console())

@@ -75,7 +75,7 @@ def score(
         Shards of clean pairs like those the learner is for; scores each candidate by how far a step on it lowers the
         learner's loss on them (three more forward passes).
     trusted_size
-        Pairs of these that are used, at most; memory does not depend on it.
+        Pairs of these that are used, at most.
     precision
         auto: bf16 where the hardware computes it, checked against fp32.
     batch_size

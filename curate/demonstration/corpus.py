@@ -29,7 +29,8 @@ from curate.storage import make_directory, replace_file
 
 FAULTS: Final = ("mismatched-caption", "boilerplate-caption", "near-duplicate", "blurred-image")
 BROKEN: Final = ("truncated-image", "missing-caption", "duplicate-key")  # each ends in the ledger as quarantined
-POOL, REFERENCE = 0, 1  # parts, as they enter the seeds
+PARTS: Final = ("pool", "reference", "trusted", "heldout")  # their places enter the seeds
+POOL = 0
 _SCENE, _FAULT = 0, 1  # streams of one sample
 QUALITY: Final = 92  # of the JPEGs
 
@@ -38,7 +39,7 @@ TRUTH_SCHEMA: Final = pa.schema(
         ("shard", pa.string()),  # name of the file, "00003.tar"
         ("ordinal", pa.int32()),  # position in the shard, as in the ledger
         ("key", pa.string()),
-        ("part", pa.string()),  # "pool" or "reference"
+        ("part", pa.string()),  # one of PARTS
         ("fault", pa.string()),  # null, or one of FAULTS or BROKEN
         ("origin", pa.int32()),  # number of the drawing: equal for a sample and its near-duplicates
         ("group", pa.string()),  # "caption-en" or "caption-de"
@@ -76,11 +77,13 @@ class GroupShares:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What was drawn: the shards of the pool, the shards of the clean reference part, and the table of truth."""
+    """What was drawn: the shards of the pool and of the clean parts, and the table of truth about all."""
 
     directory: Path
     pool: tuple[Path, ...]
     reference: tuple[Path, ...]
+    trusted: tuple[Path, ...]
+    held_out: tuple[Path, ...]
     truth: Path
     planted: dict[str, int]  # fault -> number in the pool
 
@@ -113,9 +116,12 @@ def draw_corpus(
     faults: FaultRates | None = None,
     groups: GroupShares | None = None,
     clean_reference: int = 1500,
+    trusted: int = 0,
+    held_out: int = 0,
     side: int = 64,
 ) -> Corpus:
-    """Draw `samples` scenes into DIRECTORY/pool, faults among them, and `clean_reference` into DIRECTORY/reference.
+    """Draw `samples` scenes into DIRECTORY/pool, faults among them, and `clean_reference` into DIRECTORY/reference;
+    `trusted` and `held_out` further sound ones, captioned like the pool, into DIRECTORY/trusted and DIRECTORY/heldout.
 
     Shards are named and keyed as img2dataset does (`00003.tar`, key `000030017`), each sample is KEY.jpg, KEY.txt and
     KEY.json. Twelve of 4000 samples are broken in structure (cut image, no caption, repeated key). Equal arguments give
@@ -128,17 +134,22 @@ def draw_corpus(
     faults, groups = faults or FaultRates(), groups or GroupShares()
     _check(samples, shards, clean_reference)
     pool = _plan(POOL, samples, shards, seed, faults, groups.pool)
-    reference = _plan(REFERENCE, clean_reference, 1, seed, FaultRates(0, 0, 0, 0), groups.reference)
     rows: list[dict[str, Any]] = []
-    pool_paths = _write_part(directory / "pool", pool, seed, side, rows)
-    reference_paths = _write_part(directory / "reference", reference, seed, side, rows)
+    paths = {"pool": _write_part(directory / "pool", pool, seed, side, rows)}
+    sound = FaultRates(0, 0, 0, 0)
+    for part, count, german in (
+        ("reference", clean_reference, groups.reference), ("trusted", trusted, groups.pool),
+        ("heldout", held_out, groups.pool),
+    ):  # fmt: skip
+        plans = _plan(PARTS.index(part), count, 1, seed, sound, german) if count else []
+        paths[part] = _write_part(directory / part, plans, seed, side, rows)
     truth = directory / "truth.parquet"
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, TRUTH_SCHEMA), buffer)
     replace_file(truth, buffer.getvalue())
     planted = Counter(plan.fault for plan in pool if plan.fault is not None)
     counts = {fault: planted[fault] for fault in (*FAULTS, *BROKEN)}
-    return Corpus(directory, pool_paths, reference_paths, truth, counts)
+    return Corpus(directory, *(paths[part] for part in PARTS), truth=truth, planted=counts)
 
 
 def _check(samples: int, shards: int, clean_reference: int) -> None:
@@ -185,6 +196,8 @@ def _assign_faults(
 def _write_part(
     directory: Path, plans: Sequence[_Plan], seed: int, side: int, rows: list[dict[str, Any]]
 ) -> tuple[Path, ...]:
+    if not plans:
+        return ()
     make_directory(directory)
     by_shard: dict[str, list[_Plan]] = {}
     for plan in plans:
@@ -225,7 +238,7 @@ def _sample(plan: _Plan, seed: int, side: int, rows: list[dict[str, Any]]) -> It
             "shard": plan.shard,
             "ordinal": plan.ordinal,
             "key": plan.key,
-            "part": ("pool", "reference")[plan.part],
+            "part": PARTS[plan.part],
             "fault": plan.fault,
             "origin": plan.origin,
             "group": facts["group"],

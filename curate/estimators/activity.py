@@ -117,6 +117,8 @@ def _measure(
         primal = tuple(z.primal.detach() for z in unpacked)
         of_noise = [None if z.tangent is None else z.tangent.detach() for z in unpacked]
     head = head_of(problem, primal)
+    if not all(z.ndim for z in primal):
+        raise UsageError("forward-activity: penalties of fast feedforward layers belong to no example; use forward")
     if unmet := sorted(set(named) - noise.met - set(head.parameters)):
         raise UsageError(f"forward-activity: {unmet[0]} meets no torch operation that noise could be added to; freeze "
                          "it if the model does not use it, or give it to forward in a hybrid")  # fmt: skip

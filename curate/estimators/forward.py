@@ -147,8 +147,15 @@ def _push_one(
         return (
             tuple(z.primal.detach() for z in unpacked),
             tuple(None if z.tangent is None else z.tangent.detach() for z in unpacked),
-            watch.touched(len(embeddings[0])),
+            _attributable(watch.touched(len(embeddings[0])), embeddings),
         )
+
+
+def _attributable(touched: tuple[Touched, ...], embeddings: Embeddings) -> tuple[Touched, ...]:
+    """Without the nodes where an embedding belongs to no example: penalties reach those that no token met."""
+    if all(z.ndim for z in embeddings):
+        return touched
+    return tuple(t for t in touched if not any(name.endswith(("node_weight", "node_bias")) for name in t.names))
 
 
 def _of_products(module: nn.Module, names: dict[nn.Parameter, str]) -> dict[nn.Parameter, str]:
@@ -180,9 +187,14 @@ def _check_alive(tangents: Tangents, pushed: Pushed, head: Head) -> None:
 
 
 def _shares(of_tangent: tuple[Tensor | None, ...], head: Head, first: int) -> list[Tensor | None]:
-    """c_n = <G_n, zdot_n> for every example of every embedding, [B] float64; None where nothing depends."""
+    """c_n = <G_n, zdot_n> for every example of every embedding, [B] float64; None where nothing depends. The share of
+    an embedding that belongs to no example is a number."""
     return [
-        None if z is None or g is None else (g[first : first + len(z)].double() * z.double()).flatten(1).sum(1).cpu()
+        None
+        if z is None or g is None
+        else (g.double() * z.double()).cpu()
+        if not z.ndim
+        else (g[first : first + len(z)].double() * z.double()).flatten(1).sum(1).cpu()
         for z, g in zip(of_tangent, head.gradient, strict=True)
     ]
 
@@ -193,8 +205,9 @@ def _through_loss(tangents: Tangents, head: Head, k: int) -> float:
 
 
 def _row_slopes(problem: Problem, touched: Touched, share_K: list[list[Tensor | None]]) -> RowSlopes:
-    """A row's share of the embedding that depends on it, or of all of them."""
+    """A row's share of the embedding that depends on it, or of all of them; and whatever belongs to no example."""
     side = problem.side(touched.names[0])
-    wanted = [[s for i, s in enumerate(shares) if s is not None and side in (None, i)] for shares in share_K]
+    wanted = [[s for i, s in enumerate(shares) if s is not None and s.ndim and side in (None, i)] for shares in share_K]
     share_KB = torch.stack([sum(shares[1:], start=shares[0]) for shares in wanted])
-    return touched.slopes(share_KB, coupled=coupled(problem.module))
+    common_K = [float(sum(s for s in shares if s is not None and not s.ndim)) for shares in share_K]
+    return touched.slopes(share_KB, common_K, coupled=coupled(problem.module))

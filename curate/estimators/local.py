@@ -90,6 +90,9 @@ def local_gradients(problem: Problem, batch: Any) -> tuple[dict[str, Tensor], Em
     named, again = trainable(problem.module), Rewind(problem.module)
     with torch.no_grad():
         final = problem.embed(batch)
+    if not all(z.ndim for z in final):
+        raise UsageError("local losses have no place for the penalties of fast feedforward layers; use backprop, "
+                         "forward or a hybrid of them, or set balance and hardening to 0")  # fmt: skip
     again.rewind()
     gradient = {name: torch.zeros_like(p) for name, p in named.items()}
 
@@ -110,7 +113,8 @@ def heads_of(problem: Problem, batch: Any) -> dict[str, nn.Parameter]:
     """Parameters behind the last block of each tower, the loss's own among them: what is cheap to learn exactly."""
     named, again = trainable(problem.module), Rewind(problem.module)
     with torch.enable_grad(), _severed(problem, None):
-        loss = problem.loss(*problem.embed(batch))
+        # penalties arise within blocks: what they reach is no head
+        loss = problem.loss(*(z if z.ndim else z.detach() for z in problem.embed(batch)))
     found = _gradients(named, loss)
     again.rewind()
     return {name: named[name] for name in found}

@@ -29,7 +29,7 @@ class Problem(Protocol):
     """A model, and a loss that is split at its embeddings. Parameters that require a gradient are estimated.
 
     The first dimension of every embedding counts examples. An embedding that is not floating point (labels) is handed
-    to the loss as it is.
+    to the loss as it is; one without dimensions belongs to no example (`curate.estimators.penalised`).
     """
 
     @property

@@ -14,6 +14,7 @@ whole sum). Costs the routing once more, depth D multiply-adds per token.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,14 +40,15 @@ class Touched:
     row_n: Tensor
     example_n: Tensor | None
 
-    def slopes(self, share_KB: Tensor, *, coupled: bool) -> RowSlopes:
-        """Sum each row's examples; float64."""
+    def slopes(self, share_KB: Tensor, common_K: Sequence[float], *, coupled: bool) -> RowSlopes:
+        """Sum each row's examples, and add what belongs to none; float64."""
         share_KB = share_KB.double().cpu()
         if coupled or self.example_n is None:
             value_KR = share_KB.sum(1, keepdim=True).expand(len(share_KB), len(self.rows_R))
         else:
             value_KR = torch.zeros(len(share_KB), len(self.rows_R), dtype=torch.float64)
             value_KR.index_add_(1, self.row_n, share_KB[:, self.example_n])
+        value_KR = value_KR + torch.tensor(common_K, dtype=torch.float64).unsqueeze(1)
         return RowSlopes(self.names, tuple(self.rows_R.tolist()), tuple(tuple(row) for row in value_KR.tolist()))
 
 

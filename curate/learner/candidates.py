@@ -34,6 +34,11 @@ class Reference:
     bias: float
     loss: LossName
 
+    def rows(self, row_n: NDArray[np.int64]) -> Reference:
+        """The same for some rows only."""
+        sides = (self.image_ND[row_n], self.text_ND[row_n], self.known_N[row_n])
+        return Reference(*sides, self.scale, self.bias, self.loss)
+
     def pairs(self, row_B: NDArray[np.int64]) -> Pairs:
         """Some rows as the sampler takes them, in float32."""
         image_BD, text_BD = (torch.from_numpy(side[row_B]).float() for side in (self.image_ND, self.text_ND))

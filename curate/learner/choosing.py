@@ -1,7 +1,7 @@
 """From a super-batch and what the models think of it to the sub-batch of a step.
 
-The joint sampler does the work (`curate.selection.joint`); here stands what a step records of it, and the two draws
-that need no sampler: uniform, and uniform among the candidates that the learner itself finds easiest (trimming).
+The joint sampler does the work (`curate.selection.joint`); here stands what a step records of it. What leaves out noise
+is `curate.learner.trimming`.
 """
 
 # B candidates, b drawn, D embedding width
@@ -19,8 +19,7 @@ from torch.nn import functional
 
 from curate.selection.criteria import LossName, weights
 from curate.selection.independent import draw_alone
-from curate.selection.joint import Pairs, canonical_order, chunk_sizes, draw_joint, largest
-from curate.selection.noise import gumbel
+from curate.selection.joint import Pairs, chunk_sizes, draw_joint
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +84,6 @@ def effective_candidates(logit_B: Tensor) -> float:
     """exp(entropy) of softmax: B where all are equal, 1 where one takes all. Example: [0, 0, -1e9] gives 2."""
     log_B = functional.log_softmax(logit_B.double(), dim=0)
     return float(torch.exp(-(log_B.exp() * log_B.clamp(min=-1e30)).sum()))
-
-
-def trimmed(
-    learner: Pairs, id_B16: NDArray[np.uint8], *, size: int, loss: LossName, keep: float, seed: int, step: int
-) -> Chosen:
-    """`size` drawn uniformly among the share `keep` of candidates with the lowest loss of their own; ties by id."""
-    loss_B = own_loss(learner, loss).numpy()
-    order_B = canonical_order(id_B16)
-    kept = max(size, round(keep * len(loss_B)))
-    standing = largest(-loss_B, order_B, kept)
-    index_b = largest(gumbel(id_B16, seed=seed, step=step, chunk=0), standing, size)
-    return Chosen(index_b, np.zeros(size, np.int16), np.zeros(size, np.float32), float(kept))
 
 
 def alone(score_B: Tensor, id_B16: NDArray[np.uint8], *, size: int, gain: float, seed: int, step: int) -> Chosen:

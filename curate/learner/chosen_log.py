@@ -17,23 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from curate.chosen import LOG_SCHEMA
 from curate.learner.choosing import Chosen
 from curate.learner.dataset import Places
 from curate.scores import safe_text
 from curate.storage import make_directory, remove, replace_file
 
-SCHEMA = pa.schema(
-    [
-        ("step", pa.int64()),
-        ("rank", pa.int32()),  # in the order drawn
-        ("chunk", pa.int16()),
-        ("score", pa.float32()),  # the logit when drawn
-        ("sample_id", pa.binary(16)),
-        ("shard", pa.int32()),  # of the run's inputs
-        ("row", pa.int32()),  # ordinal of the sample in its shard
-        ("key", pa.string()),
-    ]
-)
 _NAME = re.compile(r"(\d{8})-(\d{8})\.parquet")
 
 
@@ -71,8 +60,8 @@ class ChosenLog:
             places.row_N[row_b],
             [safe_text(places.key_N[row]) for row in row_b.tolist()],
         ]
-        arrays = [pa.array(values, f.type) for values, f in zip(columns, SCHEMA, strict=True)]
-        return pa.Table.from_arrays(arrays, schema=SCHEMA)
+        arrays = [pa.array(values, f.type) for values, f in zip(columns, LOG_SCHEMA, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=LOG_SCHEMA)
 
 
 def segments(directory: Path) -> list[tuple[int, int, Path]]:
@@ -90,4 +79,4 @@ def cut_back(directory: Path, step: int) -> None:
 
 def read_chosen(directory: Path) -> pa.Table:
     """All steps, in order."""
-    return pa.concat_tables([SCHEMA.empty_table(), *(pq.read_table(path) for _, _, path in segments(directory))])
+    return pa.concat_tables([LOG_SCHEMA.empty_table(), *(pq.read_table(path) for _, _, path in segments(directory))])

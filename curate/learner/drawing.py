@@ -17,11 +17,12 @@ from torch import Tensor
 
 from curate.costs.flops import selection_flops
 from curate.learner.candidates import Candidates
-from curate.learner.choosing import Chosen, alone, everything, jointly, own_scores, trimmed
+from curate.learner.choosing import Chosen, alone, everything, jointly, own_scores
 from curate.learner.plan import Plan
 from curate.learner.reading_ahead import SuperBatch
 from curate.learner.scoring_pass import Scorer
 from curate.learner.settings import TrainSettings
+from curate.learner.trimming import trim
 from curate.learner.work import PassCosts
 from curate.selection.alignment import alignment_flops, alignment_scores
 from curate.selection.joint import Pairs
@@ -51,10 +52,8 @@ class Drawer:
             score_B = self._alignment(batch)
             return alone(score_B, id_B16, size=size, gain=plan.gain, seed=settings.seed, step=step)
         if plan.criterion == "trim":
-            assert learner is not None
-            return trimmed(
-                learner, id_B16, size=size, loss=settings.loss, keep=plan.keep, seed=settings.seed, step=step
-            )
+            models = self._weighed(plan, batch, learner)
+            return trim(models, id_B16, size=size, keep=plan.keep, seed=settings.seed, step=step)
         return jointly(
             self._reference(plan, batch), learner, id_B16,
             size=size, criterion=plan.criterion, loss=settings.loss, gain=plan.gain,
@@ -88,6 +87,14 @@ class Drawer:
     def _own(self, plan: Plan, batch: SuperBatch, learner: Pairs | None) -> Tensor:
         criterion = "hard-learner" if plan.criterion == "trim" else plan.criterion
         return own_scores(self._reference(plan, batch), learner, criterion, self.settings.loss)
+
+    def _weighed(self, plan: Plan, batch: SuperBatch, learner: Pairs | None) -> list[tuple[Pairs, float]]:
+        """The models that trimming goes by, and their scales."""
+        models = []
+        if learner is not None:
+            models.append((learner, learner.scale if plan.learner_scale is None else plan.learner_scale))
+        reference = self._reference(plan, batch)
+        return models if reference is None else [*models, (reference, plan.reference_scale)]
 
     def _reference(self, plan: Plan, batch: SuperBatch) -> Pairs | None:
         reference = self.candidates.reference

@@ -27,6 +27,7 @@ from curate.errors import CurateError, UsageError
 from curate.learner.candidates import Candidates
 from curate.learner.choosing import Chosen
 from curate.learner.drawing import Drawer
+from curate.learner.handover import Controller
 from curate.learner.plan import Plan
 from curate.learner.reading_ahead import Ahead, SuperBatch
 from curate.learner.settings import TrainSettings
@@ -60,7 +61,7 @@ class Scored:
 class Course:
     """Everything of a run that changes beside weights and optimiser; what a state holds of it."""
 
-    plan: Plan
+    control: Controller
     times_N: NDArray[np.int32]
     step: int = 0
     position: int = 0
@@ -72,6 +73,11 @@ class Course:
     losses: list[float] = field(default_factory=list)
     waiting: deque[Scored] = field(default_factory=deque)
 
+    @property
+    def plan(self) -> Plan:
+        """What the next super-batch is looked at for."""
+        return self.control.plan
+
     def spend(self, phase: PhaseName, **figures: Any) -> None:
         """Write cost into the ledger."""
         self.ledger = self.ledger.add(phase, **figures)
@@ -79,7 +85,10 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a step did: the rows of the pair source that it trained on, in the order drawn, and its figures."""
+    """What a step did: the rows of the pair source that it trained on, in the order drawn, and its figures.
+
+    `events` is how many changes of phase there were before it ended.
+    """
 
     step: int
     row_b: NDArray[np.int64]
@@ -88,6 +97,7 @@ class Taken:
     loss: float
     rate: float
     candidates: NDArray[np.int64]
+    events: int
     lag: dict[str, float] | None = None
 
 
@@ -121,11 +131,13 @@ class Engine:
         with self._clock("training"):
             loss, rate = self._update(batch, row_b)
         course.step += 1
+        known = len(course.control.events)
+        course.control = course.control.at(course.step)
         course.trained += len(row_b)
         course.times_N[row_b] += 1
         course.losses.append(loss)
         course.seconds += time.perf_counter() - began
-        return Taken(course.step, row_b, chosen, scored.plan, loss, rate, scored.batch.row_B, lag)
+        return Taken(course.step, row_b, chosen, scored.plan, loss, rate, scored.batch.row_B, known, lag)
 
     def _scored(self, ahead: Ahead) -> Scored:
         """The next super-batch with two readable candidates at least."""

@@ -49,6 +49,10 @@ class RunFiles:
         return self.own / "reference"
 
     @property
+    def trusted(self) -> Path:
+        return self.own / "trusted"
+
+    @property
     def events(self) -> Path:
         return self.root / "tensorboard"
 
@@ -91,7 +95,7 @@ def begin_run(files: RunFiles, record: dict[str, Any], *, overwrite: bool) -> No
     make_directory(files.own)
     if put_if_absent(files.record, readable_json(record)):
         return
-    found = differences(json.loads(files.record.read_bytes()), json.loads(readable_json(record)))
+    found = list(differences(json.loads(files.record.read_bytes()), json.loads(readable_json(record))))
     if found:
         raise RunMismatch(
             f"{files.root} belongs to another run: {'; '.join(found[:6])}. The command that began it resumes "

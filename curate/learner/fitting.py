@@ -22,6 +22,7 @@ from curate.learner.chosen_log import ChosenLog
 from curate.learner.drawing import Drawer
 from curate.learner.engine import Course, Engine, Progress, Taken
 from curate.learner.events import EventWriter
+from curate.learner.handover import controller
 from curate.learner.journal import Journal
 from curate.learner.keeping import keep, resume
 from curate.learner.optimiser import make_optimiser
@@ -36,10 +37,13 @@ from curate.learner.settings import TrainSettings
 from curate.learner.start import Start
 from curate.learner.state import states
 from curate.learner.stepping import Stepper
-from curate.learner.telling import closed, measured, opened, written
+from curate.learner.telling import closed, handed_over, measured, opened, watched, written
+from curate.learner.trust import watch_over
 from curate.learner.vocabulary import AsItIs, Vocabulary, occurring
 from curate.learner.work import PassCosts
 from curate.models.precision import choose_device
+
+ALIGNED = 128  # trusted pairs whose gradient alignment follows
 
 
 def fit(start: Start, candidates: Candidates, settings: TrainSettings, extras: Extras | None = None) -> Course:
@@ -55,11 +59,10 @@ def fit(start: Start, candidates: Candidates, settings: TrainSettings, extras: E
     module.to(device).train()
     if getattr(getattr(module, "visual", None), "conv1", None) is not None:
         module.to(memory_format=torch.channels_last)
-    tokens = (
-        candidates.pairs.token_NT
-        if extras.trusted is None
-        else torch.cat([candidates.pairs.token_NT, extras.trusted[1]])
-    )
+    trusted = extras.trusted
+    tokens = candidates.pairs.token_NT
+    if trusted is not None and settings.criterion == "alignment":  # its gradient moves these rows, too
+        tokens = torch.cat([tokens, trusted.token_TC])
     with ExitStack() as stack:
         vocabulary = stack.enter_context(occurring(module, tokens))
         engine = _engine(start, candidates, settings, extras, vocabulary, device)
@@ -74,7 +77,8 @@ def fit(start: Start, candidates: Candidates, settings: TrainSettings, extras: E
         chosen = None if extras.files is None else ChosenLog(extras.files.chosen, candidates.pairs.places)
         if journal is not None:
             stack.callback(journal.close)
-        _train(Running(start, settings, engine, vocabulary, extras, journal, chosen), ahead)
+        watch = None if trusted is None or not engine.course.control.listens else watch_over(trusted, candidates)
+        _train(Running(start, settings, engine, vocabulary, extras, journal, chosen, watch), ahead)
     module.to(memory_format=torch.contiguous_format).eval()
     return engine.course
 
@@ -96,9 +100,14 @@ def _engine(
     optimiser = make_optimiser(module, settings)
     scorer = Scorer(problem, vocabulary.compact, device, _width(start), low)
     trusted = None
-    if extras.trusted is not None:
-        trusted = (extras.trusted[0].to(device), vocabulary.compact(extras.trusted[1]).to(device))
-    course = Course(first_plan(settings), np.zeros(len(candidates.pairs), np.int32), ledger=extras.ledger)
+    if settings.criterion == "alignment" and extras.trusted is not None:
+        token_TC = vocabulary.compact(extras.trusted.token_TC)
+        trusted = extras.trusted.image_TCHW[:ALIGNED].to(device), token_TC[:ALIGNED].to(device)
+    course = Course(
+        controller(settings.handover, first_plan(settings)),
+        np.zeros(len(candidates.pairs), np.int32),
+        ledger=extras.ledger,
+    )
     return Engine(
         settings,
         candidates,
@@ -122,7 +131,7 @@ def _train(running: Running, ahead: Ahead) -> None:
     with meter() as metered, _stopping() as stopped:
         for taken in _steps(running, ahead):
             written(running, taken)
-            _now_and_then(running)
+            _now_and_then(running, taken)
             rate = (course.trained - before) / (time.perf_counter() - began)
             try:
                 if running.extras.progress is not None:
@@ -137,10 +146,13 @@ def _train(running: Running, ahead: Ahead) -> None:
     closed(running)
 
 
-def _now_and_then(running: Running) -> None:
-    """What is done at some steps: measure, keep a state."""
+def _now_and_then(running: Running, taken: Taken) -> None:
+    """What is done at some steps: hand over, measure, keep a state."""
     course, settings = running.engine.course, running.settings
     last = course.step == running.engine.steps
+    if course.step % settings.watch_every == 0 and not last:
+        watched(running)
+    handed_over(running, taken.events)
     if last or (settings.eval_every and course.step % settings.eval_every == 0):
         measured(running)
     if last or course.step % settings.checkpoint_every == 0:

@@ -1,4 +1,4 @@
-"""When selection by the reference ends, and what follows: the rule, or a fixed schedule. Costs nothing; `watch` measures.
+"""When selection by the reference ends, and what follows: the rule, or a fixed schedule. `watch` measures.
 
 A weak reference speeds up a young learner and holds an older one back: joint selection ends at the reference's own
 accuracy. The rule, in nats of information about captions (`watch.Measure.information`), on a trusted set:
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, Final, Literal
 
 from curate.errors import UsageError
@@ -78,7 +79,7 @@ class Controller:
 
     def observe(self, seen: Observation) -> Controller:
         """The controller after an observation; only "auto" listens, as long as a reference is weighed or it trims."""
-        if self.mode != "auto" or not self._listens:
+        if not self.listens:
             return self
         if self.plan.phase == "trimming":
             return self._moved(seen.step, after(self.plan, seen), _still(seen))
@@ -94,8 +95,10 @@ class Controller:
         return controller
 
     @property
-    def _listens(self) -> bool:
-        return self.plan.phase == "trimming" or (self.plan.phase == "selecting" and self.plan.criterion in _WEIGHED)
+    def listens(self) -> bool:
+        """Does an observation still change anything?"""
+        selecting = self.plan.phase == "selecting" and self.plan.criterion in _WEIGHED
+        return self.mode == "auto" and (selecting or self.plan.phase == "trimming")
 
     def _moved(self, step: int, plan: Plan, why: str) -> Controller:
         """A new plan; an event only where more changes than the figures of a phase that moves by itself."""
@@ -172,7 +175,7 @@ def parse_schedule(text: str, first: Plan) -> tuple[tuple[int, Plan], ...]:
     """
     moves = tuple(_entry(part.strip(), first) for part in text.split(","))
     steps = [step for step, _ in moves]
-    if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+    if any(later <= earlier for earlier, later in pairwise(steps)):
         raise UsageError(f"handover {text!r}: the steps {steps} must ascend")
     return moves
 
@@ -195,7 +198,9 @@ def _what(part: str, what: str, first: Plan) -> Plan:
         return Plan("uniform", "uniform")
     if name == "trim":
         return Plan("trimming", "trim", keep=_number(part, figure, least=LEAST_KEPT, most=1.0))
-    if name not in CRITERIA and name != first.criterion or name == "uniform":
+    if name == "uniform":
+        raise UsageError(f"handover {part!r}: uniform has no gain; name a criterion, as in 0:learnability@100")
+    if name not in (*CRITERIA, first.criterion):
         raise UsageError(f"handover {part!r}: {name!r} is unknown; choose {', '.join(CRITERIA)}, trim or uniform")
     if name in _WEIGHED and first.criterion not in _WEIGHED:
         raise UsageError(f"handover {part!r}: {name} needs a reference, and criterion {first.criterion} has none")

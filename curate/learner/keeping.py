@@ -11,7 +11,7 @@ from curate.costs.ledger import CostLedger
 from curate.learner.chosen_log import cut_back
 from curate.learner.engine import Engine, waiting_again, waiting_tensors
 from curate.learner.files import RunFiles
-from curate.learner.plan import Plan
+from curate.learner.handover import from_json
 from curate.learner.reading_ahead import Ahead
 from curate.learner.running import Running
 from curate.learner.state import State, capture, read_state, restore, write_state
@@ -32,8 +32,8 @@ def keep(run: Running) -> None:
     }
     rest = {
         "position": course.position, "trained": course.trained, "scored": course.scored, "seconds": course.seconds,
-        "plain": course.plain, "ledger": course.ledger.as_json(), "plan": course.plan.as_json(), "waiting": waiting,
-        "journal": run.journal.size,
+        "plain": course.plain, "ledger": course.ledger.as_json(), "control": course.control.as_json(),
+        "waiting": waiting, "journal": run.journal.size,
     }  # fmt: skip
     stepper = engine.stepper
     write_state(files.state, capture(course.step, stepper.problem.module, stepper.optimiser, extra, rest))
@@ -58,7 +58,7 @@ def put_back(engine: Engine, state: State, ahead: Ahead) -> None:
     course.step, course.position = state.step, rest["position"]
     course.trained, course.scored = rest["trained"], rest["scored"]
     course.seconds, course.plain = rest["seconds"], rest["plain"]
-    course.ledger, course.plan = CostLedger.from_json(rest["ledger"]), Plan(**rest["plan"])
+    course.ledger, course.control = CostLedger.from_json(rest["ledger"]), from_json(rest["control"])
     course.times_N[:] = extra["times"].numpy()
     course.losses[:] = extra["losses"].tolist()
     course.waiting = waiting_again(rest["waiting"], extra, ahead.get, engine.settings.batch)

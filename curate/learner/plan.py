@@ -10,9 +10,10 @@ from curate.learner.settings import TrainSettings
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`phase` names it in the journal. `criterion` is one of the settings', or "trim": uniform among the candidates
-    that are likeliest to be clean (`curate.learner.trimming`), by the learner's similarities times `learner_scale` (None:
-    its own scale) plus the reference's times `reference_scale`. `keep` is the share of the candidates that is trained on.
+    """`phase` names it in the journal. `criterion` is one of the settings', or "trim": the likeliest to be clean.
+
+    `keep` is the share of the candidates that is trained on. Trimming goes by the learner's similarities times
+    `learner_scale` (None: its own scale) plus the reference's times `reference_scale` (`curate.learner.trimming`).
 
     Example: Plan("selecting", "learnability", 100.0, 0.2) at batch 128 draws from 640 candidates.
     """

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-from torch import Tensor
+from typing import Any
 
 from curate.costs.ledger import CostLedger
 from curate.learner.chosen_log import ChosenLog
 from curate.learner.engine import Engine, Progress
 from curate.learner.files import RunFiles
 from curate.learner.journal import Journal
-from curate.learner.measuring import Measure
 from curate.learner.settings import TrainSettings
 from curate.learner.start import Start
+from curate.learner.trust import Trusted, Watch
 from curate.learner.vocabulary import AsItIs, Vocabulary
 
 Report = Callable[[Progress], None]
@@ -28,8 +27,8 @@ class Extras:
     """
 
     files: RunFiles | None = None
-    measure: Measure | None = None
-    trusted: tuple[Tensor, Tensor] | None = None
+    measure: Callable[[], dict[str, Any]] | None = None
+    trusted: Trusted | None = None
     ledger: CostLedger = field(default_factory=CostLedger)
     progress: Report | None = None
     say: Callable[[str], None] | None = None
@@ -47,3 +46,4 @@ class Running:
     extras: Extras
     journal: Journal | None
     chosen: ChosenLog | None
+    watch: Watch | None = None

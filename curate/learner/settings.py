@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from curate.errors import UsageError
-from curate.selection.criteria import CRITERIA
+from curate.selection.criteria import CRITERIA, default_gain
 
 Criterion = Literal["uniform", "learnability", "easy-reference", "hard-learner", "alignment"]
 TRAINING_CRITERIA: Final[tuple[Criterion, ...]] = get_args(Criterion)
 Loss = Literal["sigmoid", "softmax"]
 Feedforward = Literal["dense", "fff"]
 Scoring = Literal["full", "flexi"]
-JOINT_GAIN: Final = 100.0  # arXiv 2406.17711, Algorithm 2
-ALIGNMENT_GAIN: Final = 2.0  # logits per standard deviation of the scores
 _CHOICES: Final = {
     "criterion": TRAINING_CRITERIA,
     "loss": get_args(Loss),
@@ -45,7 +43,7 @@ class TrainSettings:
     batch: int = 128
     filter_ratio: float = 0.8
     chunks: int = 16
-    gain: float = JOINT_GAIN
+    gain: float = 100.0
     steps: int | None = None
     epochs: float = 10.0
     lr: float = 2e-3
@@ -175,12 +173,12 @@ def parse_settings(settings: dict[str, Any]) -> TrainSettings:
 
 
 def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """What stands for None: learnability where there is a reference, the paper's gain, for alignment 2."""
+    """What stands for None: learnability where there is a reference, and the criterion's own gain."""
     settings = dict(settings)
     if settings.get("criterion", ...) is None:
         settings["criterion"] = "learnability" if settings.get("reference") else "uniform"
-    if settings.get("gain", ...) is None:
-        settings["gain"] = ALIGNMENT_GAIN if settings.get("criterion") == "alignment" else JOINT_GAIN
+    if settings.get("gain") is None:
+        settings["gain"] = default_gain(settings.get("criterion", "uniform"))
     return settings
 
 

@@ -71,10 +71,19 @@ def restore(state: State, module: nn.Module, optimiser: torch.optim.Optimizer) -
         number, _, key = name.partition(".")
         values.setdefault(int(number), {})[key] = value
     optimiser.load_state_dict(optimiser.state_dict() | {"state": values})
+    _laid_out(optimiser)
     torch.set_rng_state(parts["random"]["cpu"])
     if "cuda" in parts["random"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(parts["random"]["cuda"])
     return parts["extra"]
+
+
+def _laid_out(optimiser: torch.optim.Optimizer) -> None:
+    """Moments in the memory layout of their parameters: a fused update walks both as they lie (channels last)."""
+    for parameter, values in optimiser.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[key] = torch.empty_like(parameter).copy_(value)
 
 
 def write_state(directory: Path, state: State) -> Path:

@@ -41,17 +41,17 @@ class Place:
     def select(self, tensor: Tensor, rows: int, row_b: Tensor) -> Tensor:
         """Those rows of a tensor of `rows` rows, laid out in memory as the tensor is."""
         k = tensor.shape[self.dim] // rows
-        order = sorted(range(tensor.ndim), key=lambda d: (-tensor.stride(d), d))
+        order = _outermost_first(tensor)
         at = order.index(self.dim)
         split = tensor.permute(order).unflatten(at, (rows, k) if self.outer else (k, rows))
-        taken = split.index_select(at if self.outer else at + 1, row_b).flatten(at, at + 1)
+        taken: Tensor = split.index_select(at if self.outer else at + 1, row_b).flatten(at, at + 1)
         return taken.permute([order.index(d) for d in range(tensor.ndim)])
 
     def join(self, parts: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         """Rows of several tensors, one after another, in the memory layout of the first."""
         if len(parts) == 1:
             return parts[0]
-        order = sorted(range(parts[0].ndim), key=lambda d: (-parts[0].stride(d), d))
+        order = _outermost_first(parts[0])
         at = order.index(self.dim)
         moved = [part.permute(order) for part in parts]
         if self.outer:
@@ -211,13 +211,18 @@ class _Replay(Mode):
         return place.join(parts, [len(local) for _, _, local in self._parts])
 
 
+def _outermost_first(tensor: Tensor) -> list[int]:
+    """The dimensions in the order of the tensor's memory."""
+    stride = list(tensor.stride())
+    return sorted(range(tensor.ndim), key=lambda d: (-stride[d], d))
+
+
 def _fits(packet: Any, args: Any, made: Tensor) -> bool:
     """Has a kept output the shape that the operation would return?"""
-    if packet in (_ATEN.addmm, _ATEN.baddbmm):
-        return made.shape[:-1] == args[1].shape[:-1]
+    first: Tensor = args[1] if packet in (_ATEN.addmm, _ATEN.baddbmm) else args[0]
     if packet is _ATEN.convolution:
-        return len(made) == len(args[0])
-    return made.shape[:-1] == args[0].shape[:-1]
+        return len(made) == len(first)
+    return made.shape[:-1] == first.shape[:-1]
 
 
 def _flops(packet: Any, args: Any, kwargs: Any, made: Tensor) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
+from torch import Tensor
 
 from curate.errors import CurateWarning
 from curate.estimators.probe import probe
@@ -90,6 +91,34 @@ def measured(run: Running) -> None:
             "eval", step=course.step, samples=course.trained, flops=course.ledger.flops(), seconds=course.seconds,
             ledger=course.ledger.as_json(), **found,
         )  # fmt: skip
+
+
+def watched(run: Running) -> None:
+    """Look at learner and reference on the trusted set, and hand over if it is time."""
+    engine, course = run.engine, run.engine.course
+    if run.watch is None or not course.control.listens:
+        return
+    began = time.perf_counter()
+    with run.vocabulary.whole():
+        seen = run.watch.look(replace(engine.drawer.scorer, low=None, compact=_as_it_is), course.step)
+    course.spend("scoring", flops=run.watch.flops(engine.stepper.costs), seconds=time.perf_counter() - began)
+    course.seconds += time.perf_counter() - began
+    course.control = course.control.observe(seen)
+    if run.journal is not None:
+        run.journal.write("watch", **seen.as_json(), phase=course.plan.phase)
+
+
+def handed_over(run: Running, before: int) -> None:
+    """Write the changes of phase beyond the first `before` ones into the journal, and say them."""
+    for event in run.engine.course.control.events[before:]:
+        if run.journal is not None:
+            run.journal.write(**event.as_json())
+        if run.extras.say is not None:
+            run.extras.say(f"step {event.step}: {event.before} -> {event.after}: {event.why}")
+
+
+def _as_it_is(token_BT: Tensor) -> Tensor:
+    return token_BT
 
 
 def closed(run: Running) -> None:

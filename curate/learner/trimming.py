@@ -1,15 +1,17 @@
-"""Leave out the candidates that are probably noise: judged by learner and reference together, one pair at a time.
+"""Leave out the candidates that are probably noise: judged by learner and reference, one pair at a time.
 
-A pair counts by log r = z_ii - log mean_j exp(z_ij), where z is the sum of the models' scaled similarities: how much
-likelier its caption is with this image than with the others. Unlike the similarity itself it does not favour captions
-that lie near to every image. Costs 2 B^2 D FLOPs for each model, memory 4 B rows; b / keep candidates instead of a
-whole super-batch, so it is cheaper than joint selection wherever keep is larger than 1 - filter ratio.
+A model's word on a pair is log r = z_ii - log mean_j exp(z_ij), z its similarities times a scale: how much likelier the
+caption is with this image than with the others. Unlike the similarity itself it does not favour captions that lie near
+to every image. Two models count as two witnesses: their words are added. Costs 2 B^2 D FLOPs for each model, memory 8 B
+bytes a row; b / keep candidates instead of a whole super-batch, so it is cheaper than joint selection wherever more is
+kept than 1 - filter ratio.
 """
 
 # B candidates, b drawn, R rows of a tile, D embedding width
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,7 +28,7 @@ _TILE = 1024  # rows at a time: 8 MB at 1,000 candidates
 
 
 def log_ratios(models: Sequence[tuple[Pairs, float]]) -> Tensor:
-    """log r of each pair, float64 [B], under models at given scales (not their own ones); biases cancel.
+    """The sum of the models' log r, float64 [B], at given scales (not their own ones); biases cancel.
 
     >>> eye = torch.eye(2)
     >>> log_ratios([(Pairs(eye, eye, 10.0, -5.0), 2.0)])  # 2 - log((e^2 + 1) / 2)
@@ -66,14 +68,14 @@ def trim(
 
 
 def _tile(models: Sequence[tuple[Pairs, float]], rows: slice) -> Tensor:
-    """log r of some rows."""
-    zs = [
-        scale * (pairs.image_BD[rows].detach().double().cpu() @ pairs.text_BD.detach().double().cpu().T)
-        for pairs, scale in models
-    ]
-    z_RB = torch.stack(zs).sum(0)
+    """The sum of log r of some rows."""
+    return torch.stack([_word(pairs, scale, rows) for pairs, scale in models]).sum(0)
+
+
+def _word(pairs: Pairs, scale: float, rows: slice) -> Tensor:
+    z_RB = scale * (pairs.image_BD[rows].detach().double().cpu() @ pairs.text_BD.detach().double().cpu().T)
     own_R = z_RB[torch.arange(len(z_RB)), torch.arange(z_RB.shape[1])[rows]]
-    return own_R - (torch.logsumexp(z_RB, dim=1) - float(np.log(z_RB.shape[1])))
+    return own_R - (torch.logsumexp(z_RB, dim=1) - math.log(z_RB.shape[1]))
 
 
 def _rows(pairs: Pairs, order_B: Tensor) -> Pairs:

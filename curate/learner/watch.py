@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Floats = NDArray[np.float64]
-_RIDGE: Final = 1e-6  # keeps scales finite where a model gets every trusted pair right
+_RIDGE: Final = 1e-8  # keeps scales finite where a model gets every trusted pair right
 _NEWTON_STEPS: Final = 40
 
 
@@ -37,15 +37,13 @@ class View:
     sim_TK: Floats
     caption_T: NDArray[np.int64]
 
-    @property
-    def own_T(self) -> Floats:
-        """The similarity of each image to its own caption."""
+    def own(self) -> Floats:
+        """The similarity of each image to its own caption [T]."""
         own_T: Floats = self.sim_TK[np.arange(len(self.caption_T)), self.caption_T]
         return own_T
 
-    @property
-    def frequency_K(self) -> Floats:
-        """The share of each caption."""
+    def frequency(self) -> Floats:
+        """The share of each caption [K]."""
         return np.bincount(self.caption_T, minlength=self.sim_TK.shape[1]) / len(self.caption_T)
 
 
@@ -146,7 +144,8 @@ def measure(seen: View) -> Measure:
     (scale,) = calibrate([seen])
     loss_T = losses([seen], [scale])
     hit_T = seen.sim_TK.argmax(1) == seen.caption_T
-    share_K = seen.frequency_K[seen.frequency_K > 0]
+    share_K = seen.frequency()
+    share_K = share_K[share_K > 0]
     chance = float(-(share_K * np.log(share_K)).sum())
     return Measure(float(loss_T.mean()), standard_error(loss_T), float(hit_T.mean()), scale, chance)
 
@@ -176,13 +175,13 @@ def noise_share(trusted: View, pool: PoolSums) -> Estimate:
 
     Example: matched pairs at 0.8 in the trusted set, 0.5 on average in the pool, mismatched at 0.2: half is noise.
     """
-    mean_trusted, mean_pool = float(trusted.own_T.mean()), pool.matched / pool.count
+    mean_trusted, mean_pool = float(trusted.own().mean()), pool.matched / pool.count
     gap = mean_trusted - pool.mismatched / pool.count
     if gap <= 1e-9:
         return Estimate(0.0, math.inf)
     share = (mean_trusted - mean_pool) / gap
     pool_error = math.sqrt(max(0.0, pool.squares / pool.count - mean_pool**2) / pool.count)
-    return Estimate(share, math.hypot((1 - share) * standard_error(trusted.own_T), pool_error) / gap)
+    return Estimate(share, math.hypot((1 - share) * standard_error(trusted.own()), pool_error) / gap)
 
 
 def kept_share(views: Sequence[View], scales: Sequence[float], noise: float) -> float:
@@ -196,7 +195,7 @@ def kept_share(views: Sequence[View], scales: Sequence[float], noise: float) -> 
         return 1.0
     if noise >= 1:
         return 0.0
-    frequency_K = views[0].frequency_K
+    frequency_K = views[0].frequency()
     held_TK = _probability(views, scales) > noise / (1 - noise) * frequency_K
     clean = float(held_TK[np.arange(len(held_TK)), views[0].caption_T].mean())
     return (1 - noise) * clean + noise * float((held_TK @ frequency_K).mean())
@@ -211,7 +210,7 @@ def _probability(views: Sequence[View], scales: Sequence[float]) -> Floats:
     """p(caption | image) [T, K], captions weighted by their frequency."""
     logit_TK: Any = sum(scale * seen.sim_TK for scale, seen in zip(scales, views, strict=True))
     with np.errstate(divide="ignore"):
-        logit_TK = logit_TK + np.log(views[0].frequency_K)
+        logit_TK = logit_TK + np.log(views[0].frequency())
     weight_TK = np.exp(logit_TK - logit_TK.max(1, keepdims=True))
     probability_TK: Floats = weight_TK / weight_TK.sum(1, keepdims=True)
     return probability_TK.clip(1e-300)
@@ -239,7 +238,7 @@ def _derivatives(views: Sequence[View], scale_M: Floats) -> tuple[Floats, Floats
     """Gradient and Hessian of `_objective`: expected minus own similarity, and their covariance under the model."""
     probability_TK = _probability(views, scale_M.tolist())
     mean_MT = np.stack([(probability_TK * seen.sim_TK).sum(1) for seen in views])
-    own_MT = np.stack([seen.own_T for seen in views])
+    own_MT = np.stack([seen.own() for seen in views])
     centred = [seen.sim_TK - mean_T[:, None] for seen, mean_T in zip(views, mean_MT, strict=True)]
     hessian_MM = np.array([[(probability_TK * a_TK * b_TK).sum(1).mean() for a_TK in centred] for b_TK in centred])
     return (mean_MT - own_MT).mean(1) + _RIDGE * scale_M, hessian_MM + _RIDGE * np.eye(len(views))

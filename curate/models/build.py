@@ -65,9 +65,11 @@ def _with_fast_layers(spec: ModelSpec, weights: Path, precision: str, seed: int)
     from curate.feedforward.surgery import replace_feedforward
 
     def load() -> nn.Module:
-        record = json.loads((Path(spec.location) / CONFIG_FILE).read_bytes())
+        record, layers = (
+            json.loads((Path(spec.location) / name).read_bytes()) for name in (CONFIG_FILE, FEEDFORWARD_FILE)
+        )
         module = build_untrained(record["model_cfg"], seed=seed, preprocess=record["preprocess_cfg"])
-        replace_feedforward(module, FeedforwardConfig(**json.loads((Path(spec.location) / FEEDFORWARD_FILE).read_bytes())))
+        replace_feedforward(module, FeedforwardConfig(**layers))
         module.load_state_dict(load_file(weights))
         return module.to(DTYPES[precision])  # type: ignore[index]
 

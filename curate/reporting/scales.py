@@ -36,7 +36,7 @@ class Scale:
 
     def at(self, value: float) -> float:
         """Where a value lies: 0 at `low`, 1 at `high`."""
-        low, high, here = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
+        low, high, here = (v for v in (self.low, self.high, value))
         return (here - low) / (high - low)
 
     def shows(self, value: float | None) -> bool:
@@ -98,7 +98,7 @@ def _linear(low: float, high: float, about: int, whole: bool) -> list[float]:
         low, high = low - room * (low != 0), high + room
     step = _step((high - low) / about, whole)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [n * step for n in range(first, last + 1)]
+    return [n * step for n in range(first, max(last, first + 1) + 1)]
 
 
 def _step(least: float, whole: bool) -> float:

@@ -127,7 +127,7 @@ def curves(args: argparse.Namespace, results: Results) -> None:
     """Every arm at each of its rates."""
     task = read_task(args.shards, args.samples, args.held)
     for name in args.arms or ARMS:
-        for rate in ARMS[name].rates:
+        for rate in args.rates or ARMS[name].rates:
             key = f"{name}/{rate:g}"
             if key not in results.part("curves"):
                 log = learn(ARMS[name], rate, task, seconds=args.seconds, batch=args.batch or 64, points=args.points)
@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("part", choices=("curves", "memory", "time"))
     parser.add_argument("shards", nargs="*", help="pairs to learn from; without any, scenes are drawn")
     parser.add_argument("--arms", nargs="+", choices=sorted({*ARMS, *TIMED}), metavar="ARM")
+    parser.add_argument("--rates", type=float, nargs="+", help="in place of three for each arm")
     parser.add_argument("--samples", type=int, default=4_000, help="scenes to draw")
     parser.add_argument("--held", type=int, default=500, help="pairs that are held out")
     parser.add_argument("--seconds", type=float, default=40, help="processor time of a run")

@@ -250,6 +250,22 @@ def test_scores_of_runs_without_trusted_pairs_keep_their_identity(pool: Path, tm
     assert set(unit.inputs["settings"]) == {"batch_size", "max_pixels", "max_caption_bytes"}
 
 
+def test_scores_of_earlier_versions_are_selected_from(finished: Path, tmp_path: Path) -> None:
+    """Score tables without the column give a selection by another criterion, a ledger and an explanation."""
+    old = shutil.copytree(finished, tmp_path / "old")
+    for file in (old / "_curate" / "commits").glob("score-*.json"):
+        receipt = json.loads(file.read_text())
+        (output,) = receipt["outputs"]
+        table = pq.read_table(old / "_curate" / output["path"]).drop_columns("alignment")
+        pq.write_table(table, old / "_curate" / output["path"], compression="none", use_dictionary=False)
+        output["size"] = (old / "_curate" / output["path"]).stat().st_size
+        file.write_text(json.dumps(receipt))
+    curate.select(old, criterion="easy-reference", engine="inline")
+    row = next(row for row in read_ledger(old).to_pylist() if row["reason"] == "selected")
+    assert row["alignment"] is None
+    assert "alignment" not in " ".join(curate.explain(old, row["key"])[0].sentences)
+
+
 def test_what_cannot_be_met_is_refused_before_anything_is_written(
     pool: Path, trusted: Path, finished: Path, tiny_checkpoint: Path, learner: Path, tmp_path: Path
 ) -> None:

@@ -13,11 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import curate
 from curate.chosen import LOG_SCHEMA
+from curate.pipelines.engine import Inline
+from curate.pipelines.teeing import TeeResult, tee
 from curate.shards.samples import SampleEntry, group_samples
 from curate.shards.sources import expand_shards
 from curate.shards.tarindex import index_tar
 
+SIZES = [7, 7, 7, 12, 3, 7, 7, 25, 7, 1, 7, 6]  # of a shard of 20: one sub-batch is larger
+INLINE = Inline(1)
 Batch = list[dict[str, Any]]  # rows of one step
 
 
@@ -90,3 +95,16 @@ def _steps(candidates: list[tuple[int, SampleEntry]], sizes: Sequence[int], seed
             }
             for rank, at in enumerate(drawn)
         ]
+
+
+def finish(training: TrainingRun, output: Path, **options: Any) -> TeeResult:
+    return tee(training.run, output, INLINE, final=True, **{"samples_per_shard": 20} | options)
+
+
+def failed(output: Path, *, load: bool = False) -> list[str]:
+    return [check.name for check in curate.verify(output, load=load).checks if check.ok is not True]
+
+
+def explained(output: Path, key: str) -> Any:
+    """The sample of that original key; other samples' copies may have it as their new one."""
+    return next(found for found in curate.explain(output, key) if found.row["key"] == key)

@@ -31,12 +31,13 @@ FLAGS = {
     "evaluate": "CHECKPOINT --zeroshot --retrieval --classes --templates --label --pool --precision --batch-size "
     "--json",
     "probe": "SHARDS --estimator --model --tangents --rules --batch --seeds --loss --seed --json",
+    "run": f"RECIPE --output -o --set --dry-run --overwrite --json {ENGINE}",
     "train": "SHARDS --output -o --model --criterion --loss --batch --steps --epochs --lr --weight-decay --warmup "
     "--augment --seed --precision --eval-shards --overwrite --json",
 }
 VERBS = sorted(FLAGS)
 CALLS = [("--help",), ("--version",), *((verb, "--help") for verb in VERBS)]
-HEAVY = "torch numpy pandas pyarrow dask distributed open_clip webdataset PIL faiss pydantic"
+HEAVY = "torch numpy pandas pyarrow dask distributed open_clip webdataset PIL faiss pydantic yaml"
 
 # Processor time, not wall time: another process on the machine must not fail this.
 SHOW_HELP = f"""

@@ -29,6 +29,7 @@ PUBLIC = [
     "plan",
     "probe",
     "replace_feedforward",
+    "run",
     "score",
     "select",
     "train",

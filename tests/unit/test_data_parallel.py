@@ -147,6 +147,7 @@ def test_fast_layers_in_both_towers() -> None:
     assert any(name.endswith("mlp.w1") for rows in shared.rows for name in rows.names)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_by_replaying(processes: OnDask) -> None:
     """One of two processes is killed between steps: the next step goes on, all weights have the driver's bits."""
     one, many = DualEncoderProblem(dual_encoder()), DualEncoderProblem(dual_encoder())
@@ -215,11 +216,11 @@ def test_traffic_counts_what_travels() -> None:
 def test_own_seeds_are_unbiased_and_vary_as_their_parts_disagree() -> None:
     """The mean is the gradient; E|g_hat|^2 is d sum |g_w|^2 + |g|^2 - sum |g_w|^2 for parts g_w of the gradient g."""
     problem, batch = in_double()
-    g_P, edges = exact(problem, batch), (0, 3, 6, 9, 12)
+    g_P, edges = exact(problem, batch), (0, 4, 8, 12)
     square = sum(float(part_of(problem, batch, a, b).square().sum()) for a, b in itertools.pairwise(edges))
-    with ForwardTeam(Inline(1), problem, adam(problem.module), Forward(), workers=4, own_seeds=True) as team:
+    with ForwardTeam(Inline(1), problem, adam(problem.module), Forward(), workers=3, own_seeds=True) as team:
         made = []
-        for seed in range(250):
+        for seed in range(120):
             team.estimate(problem, batch, seed=seed, step=0)
             made.append(gradient(problem))
     found_SP = torch.stack(made)

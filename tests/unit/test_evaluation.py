@@ -16,9 +16,9 @@ from curate.errors import CurateWarning, UsageError
 from curate.evaluation import streaming
 from curate.evaluation.streaming import workers
 from curate.evaluation.zeroshot import class_embeddings
-from curate.pipelines.training import train
 from curate.models import configs
 from curate.models.load import load_model
+from curate.pipelines.training import train
 from tests.conftest import MINI
 from tests.making import Sample, data_root, make_image, make_tar
 from tests.unit.test_training import COLOURS, samples

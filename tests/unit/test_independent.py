@@ -28,7 +28,7 @@ def test_the_example_of_the_docstring() -> None:
 
 @pytest.mark.parametrize("tail", ["normal", "cauchy"])
 def test_the_gain_is_logits_per_standard_deviation_whatever_the_scores(tail: str) -> None:
-    """Logits have spread `gain`, and about exp(-gain^2 / 2) of the candidates count, with long tails and in any unit."""
+    """Logits have spread `gain`, and about exp(-gain^2 / 2) of the candidates count, long tails or not, in any unit."""
     dice = np.random.default_rng(0)
     score_B = 1e-3 * (dice.normal(size=4000) if tail == "normal" else dice.standard_cauchy(4000))
     logit_B = draw_alone(score_B, ids(4000), size=1, gain=2.0).logit_B.astype(float)

@@ -152,8 +152,8 @@ class _whole:  # noqa: N801 - stands in for a context manager function
 
 
 def test_infinite_loss_stops(shard: Path, tmp_path: Path) -> None:
-    """A loss that is not finite ends the run with the step, its samples and the last good state, without a checkpoint."""
-    wrong = r"not finite at step \d+; the step's samples: '\d{9}' of input shard 0.*lower lr.*last good state is .*step-0"
+    """A loss that is not finite ends the run with the step, its samples and the last good state; no checkpoint."""
+    wrong = r"not finite at step \d+; the step's samples: '\d{9}' of input shard 0.*lower lr.*good state is .*step-0"
     with pytest.raises(CurateError, match=wrong):
         train([shard], tmp_path / "model", checkpoint_every=1, **{**QUICK, "lr": 1e30, "steps": 20})
     assert not (tmp_path / "model" / "open_clip_config.json").exists()

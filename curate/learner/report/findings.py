@@ -128,11 +128,13 @@ def _handover(event: Record) -> str:
 def _log(runs: Sequence[History]) -> Iterator[Finding]:
     resumed, unreadable = sum(run.resumed for run in runs), sum(run.unreadable for run in runs)
     if resumed:
-        yield Finding("Resumed", f"{resumed} times; steps that were repeated are counted once.")
-    if unreadable:
         yield Finding(
-            "Damaged log", f"{unreadable} lines could not be read and are missing from this report.", "warning"
+            "Resumed",
+            f"{resumed} times; steps done again count once." if resumed > 1 else "Once; steps done again count once.",
         )
+    if unreadable:
+        lines = "1 line" if unreadable == 1 else f"{unreadable} lines"
+        yield Finding("Damaged log", f"{lines} could not be read and cannot be in this report.", "warning")
 
 
 def _seconds(run: History) -> float | None:

@@ -1,0 +1,26 @@
+"""The arms of the study, by name: what differs from joint selection at gain 100 in 16 chunks."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+UNIFORM: Final = {"criterion": "uniform"}
+ARMS: Final[dict[str, dict[str, Any]]] = {
+    "uniform": UNIFORM,
+    "jest": {},
+    "handover": {"handover": "auto"},
+    "easy-reference": {"criterion": "easy-reference"},
+    "hard-learner": {"criterion": "hard-learner"},
+    "independent": {"chunks": 1},  # one chunk: every pair by its own score
+    "jest-gain-1": {"gain": 1.0},
+    "jest-gain-10": {"gain": 10.0},
+    "jest-4-chunks": {"chunks": 4},
+    "flexi": {"scoring": "flexi"},
+    "flexi-handover": {"scoring": "flexi", "handover": "auto"},
+    "lag-8": {"lag": 8},
+    "alignment": {"criterion": "alignment", "gain": None},
+    "vit-uniform": {**UNIFORM, "tower": "vit"},
+    "vit-jest": {"tower": "vit"},
+    "vit-fff-uniform": {**UNIFORM, "tower": "vit-fff"},
+    "vit-fff-jest": {"tower": "vit-fff"},
+}

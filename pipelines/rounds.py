@@ -1,0 +1,272 @@
+"""`run`: a recipe's rounds of score -> train -> evaluate, each part resumable, the whole the same call again.
+
+    OUT/recipe.json      the recipe, its inputs and their digest; a changed one is refused
+    OUT/summary.json     a row for each finished round
+    OUT/reference, OUT/round-1/filtered, OUT/round-1/learner, ...
+
+A part that is done is known by its receipt in OUT/_curate and not looked at again; one that was interrupted takes
+itself up. Costs what its parts cost; the reference embeds the pool in round 1 only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from curate import __version__
+from curate.errors import CurateError, RunMismatch, StorageError, UsageError
+from curate.evaluation.labels import find_labels, read_templates
+from curate.evaluation.measure import evaluate
+from curate.learner.checkpoint import TRAINING_FILE
+from curate.marked_yaml import Place
+from curate.models.spec import parse_spec
+from curate.pipelines.engine import Mode
+from curate.pipelines.round_costs import score_ledger
+from curate.pipelines.round_plan import Part, RecipePlan, plan_rounds, scoring_line, training_line
+from curate.pipelines.runner import local_output, score
+from curate.pipelines.training import train
+from curate.recipe import Recipe, read_recipe
+from curate.reports import training_bar
+from curate.round_table import RecipeResult, RoundRow, round_row
+from curate.run_record import differences
+from curate.shards.sources import expand_shards
+from curate.storage import canonical_json, make_directory, put_if_absent, readable_json, remove, replace_file
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """On what the parts run; none of it changes what comes out."""
+
+    engine: dict[str, Any]
+    quiet: bool
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+
+def run(
+    recipe: str | PathLike[str],
+    output: str | PathLike[str] | None = None,
+    *,
+    changes: Sequence[str] = (),
+    overwrite: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    engine: Mode | None = None,
+    allow_remote_scheduler: bool = False,
+    quiet: bool = True,
+) -> RecipeResult:
+    """Run the rounds of a recipe file; `output` stands in for the one it names, `changes` for some of its fields.
+
+    Where the run was interrupted, the same call goes on. A recipe may be given more rounds later, nothing else.
+
+    Errors: UsageError with file, line and field for what the recipe says; RunMismatch, naming every difference, where
+    the output belongs to another recipe; what `score`, `train` and `evaluate` raise.
+    Example: `run("recipe.yaml", changes=["rounds=3", "train.steps=100"]).rows[-1].loss`.
+    """
+    checked = read_recipe(Path(recipe), changes)
+    place = local_output(checked.output if output is None else output)
+    inputs = check_inputs(checked)
+    plan = plan_rounds(checked, place)
+    record = _record(checked, inputs)
+    _begin(place, record, overwrite=overwrite)
+    options = {"workers": workers, "scheduler": scheduler, "engine": engine}
+    where = _Place(options | {"allow_remote_scheduler": allow_remote_scheduler}, quiet)
+    rows: list[RoundRow] = []
+    for row in _rows(checked, plan, where):
+        rows.append(row)
+        result = RecipeResult(place, plan.rounds[-1].train.output, tuple(rows), record["digest"])
+        replace_file(place / "summary.json", readable_json(result.as_json()))
+    return result
+
+
+def plan_recipe(
+    recipe: str | PathLike[str], output: str | PathLike[str] | None = None, *, changes: Sequence[str] = ()
+) -> RecipePlan:
+    """What `run` with the same arguments would do, and what is done already; writes nothing. Errors: as `run`."""
+    checked = read_recipe(Path(recipe), changes)
+    place = local_output(checked.output if output is None else output)
+    record = _record(checked, check_inputs(checked))
+    if (place / "recipe.json").is_file():
+        _refuse_change(place, record)
+    return plan_rounds(checked, place)
+
+
+def check_inputs(recipe: Recipe) -> dict[str, Any]:
+    """The shards and models that a recipe names, as they are now: all there, before anything starts.
+
+    Errors: UsageError with the line of what is not there.
+    """
+    sections = {"score": recipe.score, "train": recipe.train, "eval": recipe.eval, "reference.train": recipe.fit}
+    found: dict[str, Any] = {"shards": _expanded(recipe, ("shards",), recipe.shards)}
+    for section, given in sections.items():
+        for name in ("shards", "trusted", "eval_shards", "zeroshot", "retrieval"):
+            if given and given.get(name):
+                place = (*section.split("."), name)
+                found[".".join(place)] = _expanded(recipe, place, given[name])
+        for name in ("model", "learner"):
+            if given and given.get(name):
+                found[f"{section}.{name}"] = _model(recipe, (*section.split("."), name), given[name])
+    if recipe.reference is not None:
+        found["reference"] = _model(recipe, ("reference",), recipe.reference)
+    if recipe.eval is not None and recipe.eval.get("zeroshot"):
+        with _named(recipe, ("eval", "zeroshot")):
+            _check_labels(recipe.eval)
+    return found
+
+
+def _expanded(recipe: Recipe, place: Place, shards: Sequence[str]) -> list[dict[str, Any]]:
+    with _named(recipe, place):
+        return [asdict(source) for source in expand_shards(shards)]
+
+
+def _model(recipe: Recipe, place: Place, name: str) -> str:
+    with _named(recipe, place):
+        return parse_spec(name).absolute
+
+
+@contextlib.contextmanager
+def _named(recipe: Recipe, place: Place) -> Iterator[None]:
+    """An error about something that the recipe names, with its line."""
+    try:
+        yield
+    except CurateError as error:
+        raise recipe.marked.error(place, str(error)) from error
+
+
+def _check_labels(given: dict[str, Any]) -> None:
+    sources = expand_shards(given["zeroshot"])
+    classes, templates = (None if given.get(name) is None else Path(given[name]) for name in ("classes", "templates"))
+    find_labels(sources, classes=classes, field=given.get("label"))
+    read_templates(sources, templates)
+
+
+def _record(recipe: Recipe, inputs: dict[str, Any]) -> dict[str, Any]:
+    """recipe.json."""
+    pinned = {"recipe": recipe.as_json(), "inputs": inputs}
+    digest = hashlib.sha256(canonical_json(pinned)).hexdigest()
+    return {"schema": 1, "tool": __version__, "rounds": recipe.rounds, "digest": digest, **pinned}
+
+
+def _begin(output: Path, record: dict[str, Any], *, overwrite: bool) -> None:
+    """Pin the recipe, or check that the one that was begun there is the same. Errors: UsageError; RunMismatch."""
+    path = output / "recipe.json"
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is a file; the output of a recipe is a directory")
+    if output.is_dir() and any(output.iterdir()) and not path.is_file():
+        raise UsageError(f"{output} is not empty and holds no run of a recipe; choose another directory")
+    if overwrite and path.is_file():
+        _clear(output)
+    make_directory(output / "_curate")
+    if put_if_absent(path, readable_json(record)):
+        return
+    if _refuse_change(output, record)["rounds"] < record["rounds"]:
+        replace_file(path, readable_json(record))
+
+
+def _clear(output: Path) -> None:
+    """Remove a run; the record last, so that what an interrupt leaves is still known for one."""
+    for path in (*output.glob("round-*"), output / "reference", output / "_curate"):
+        shutil.rmtree(path, ignore_errors=True)
+    for name in ("summary.json", "recipe.json"):
+        remove(output / name)
+
+
+def _refuse_change(output: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The record that is there. Errors: RunMismatch where it is of another recipe."""
+    there: dict[str, Any] = json.loads((output / "recipe.json").read_bytes())
+    now = json.loads(readable_json(record))
+    found = [*differences(there["recipe"], now["recipe"]), *differences(there["inputs"], now["inputs"])]
+    if there["rounds"] > now["rounds"]:
+        found.append(f"rounds: {there['rounds']} there, {now['rounds']} now")
+    if found:
+        raise RunMismatch(
+            f"{output} belongs to another recipe: {'; '.join(found[:6])}. Choose another output, or --overwrite to "
+            "begin anew"
+        )
+    return there
+
+
+def _rows(recipe: Recipe, plan: RecipePlan, place: _Place) -> Iterator[RoundRow]:
+    """Run what is not done; a row for each round, and before them one for the reference where it is fitted."""
+    if plan.fit is not None:
+        trained = _trained(plan.fit, place, "reference")
+        yield round_row("reference", None, trained, _evaluated(recipe, plan.fit, plan.fit_evaluate, place, "reference"))
+    for one in plan.rounds:
+        name = f"round {one.number} of {len(plan.rounds)}"
+        scored = None if one.score is None else _scored(one.score, place, name)
+        trained = _trained(one.train, place, name)
+        yield round_row(str(one.number), scored, trained, _evaluated(recipe, one.train, one.evaluate, place, name))
+
+
+def _scored(part: Part, place: _Place, name: str) -> dict[str, Any]:
+    def work() -> dict[str, Any]:
+        place.say(f"{name}: score {scoring_line(part)}")
+        result = score(part.shards, part.output, **part.options, **place.engine, quiet=place.quiet)
+        ledger = score_ledger(part.output, result.seconds)
+        return {"counts": result.counts, "reasons": result.reasons, "ledger": ledger.as_json()}
+
+    found = _once(part.receipt, part.output, work)
+    if not found["counts"]["kept"]:
+        raise UsageError(
+            f"{name}: nothing was selected of {found['counts']['in']} pairs; raise score.keep, or look at the reasons "
+            f"in the ledger of {part.output}"
+        )
+    return found
+
+
+def _trained(part: Part, place: _Place, name: str) -> dict[str, Any]:
+    def work() -> dict[str, Any]:
+        place.say(f"{name}: train {training_line(part)}")
+        with training_bar() as bar:
+            result = train(
+                part.shards, part.output, **part.options, **place.engine, quiet=place.quiet,
+                progress=None if place.quiet else bar,
+            )  # fmt: skip
+        ledger = json.loads((result.path / TRAINING_FILE).read_bytes())["ledger"]
+        trained = {"samples": ledger["training"]["samples"], "pairs": result.samples, "ledger": ledger}
+        return trained | {"steps": result.steps, "loss": result.loss, "skipped": result.skipped}
+
+    return _once(part.receipt, part.output, work)
+
+
+def _evaluated(recipe: Recipe, part: Part, receipt: Path | None, place: _Place, name: str) -> dict[str, Any] | None:
+    given = recipe.eval
+    if given is None or receipt is None:
+        return None
+
+    def work() -> dict[str, Any]:
+        place.say(f"{name}: evaluate {part.output}")
+        return {"found": evaluate(part.output, **given, quiet=place.quiet).as_json()}
+
+    return _once(receipt, part.output, work)
+
+
+def _once(receipt: Path, output: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a part did: from its receipt, or done now. `seconds` are those of all calls it took, interrupted or not."""
+    if receipt.is_file() and output.is_dir():
+        found: dict[str, Any] = json.loads(receipt.read_bytes())
+        return found
+    spent = receipt.with_suffix(".seconds")
+    before = float(spent.read_text()) if spent.is_file() else 0.0
+    began = time.perf_counter()
+    try:
+        found = work()
+    except BaseException:
+        with contextlib.suppress(StorageError):
+            replace_file(spent, f"{before + time.perf_counter() - began:.3f}".encode())
+        raise
+    found |= {"seconds": round(before + time.perf_counter() - began, 3)}
+    replace_file(receipt, readable_json(found))
+    remove(spent)
+    return found

@@ -62,9 +62,9 @@ class Marked:
         if not sign or not all(names):
             raise UsageError(f"{option}: write FIELD=VALUE, as in --set train.steps=20")
         given = parse_yaml(text, option)
-        return Marked(
-            self.name, _replaced(self.value, names, given.value, option), {**self.where, tuple(names): option}
-        )
+        above: dict[Place, str] = {tuple(names[:depth]): option for depth in range(1, len(names))}
+        where: dict[Place, str] = {**above, **self.where, tuple(names): option}
+        return Marked(self.name, _replaced(self.value, names, given.value, option), where)
 
 
 def read_yaml(path: Path) -> Marked:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_type_hints
 
@@ -140,8 +140,11 @@ class Recipe:
 
     def as_json(self) -> dict[str, Any]:
         """What `recipe.json` pins: all but the place, the number of rounds (which may grow), and what is free."""
-        plain = {name: value for name, value in asdict(self).items() if name not in ("output", "rounds", "marked")}
-        return {name: _pinned(value) for name, value in plain.items()}
+        reference = self.reference if self.fit is None else {"train": self.fit}
+        sections = {"train": self.train, "score": self.score, "eval": self.eval}
+        return {name: _pinned(value) for name, value in sections.items()} | {
+            "shards": list(self.shards), "reference": _pinned(reference)
+        }  # fmt: skip
 
     @property
     def has_reference(self) -> bool:
@@ -248,7 +251,10 @@ def _given(schema: type[BaseModel], marked: Marked, place: Place) -> dict[str, A
     try:
         found = schema(**value)
     except ValidationError as error:
-        raise UsageError("; ".join(str(_problem(schema, item, marked, place)) for item in error.errors())) from None
+        items = sorted(
+            error.errors(), key=lambda item: item["type"] == "missing"
+        )  # a misspelt key is also a missing one
+        raise UsageError("; ".join(str(_problem(schema, item, marked, place)) for item in items)) from None
     return {name: getattr(found, name) for name in schema.model_fields if name in found.model_fields_set}
 
 

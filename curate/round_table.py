@@ -65,9 +65,9 @@ def round_row(
     ledger = CostLedger.from_json(train["ledger"])
     if score is not None:
         ledger = CostLedger.from_json(score["ledger"]) + ledger
-    flops = {phase: getattr(ledger, phase).flops + getattr(ledger, phase).optimiser for phase in PHASES}
+    flops = {str(name): getattr(ledger, name).flops + getattr(ledger, name).optimiser for name in PHASES}
     if name == "reference":
-        flops = dict.fromkeys(PHASES, 0.0) | {"reference": sum(flops.values())}
+        flops = dict.fromkeys(flops, 0.0) | {"reference": sum(flops.values())}
     parts = [part for part in (score, train, evaluation) if part is not None]
     return RoundRow(
         name=name,

@@ -29,7 +29,7 @@ def score_ledger(output: Path, seconds: float) -> CostLedger:
     Errors: UsageError where `output` holds no run; ModelError.
     """
     settings, store = read_run(output).settings, Store.of(output)
-    scored, drawn = list(store.receipts("score")), list(store.receipts("select"))
+    scored, drawn = list(store.receipts("score")), list(store.receipts("selection"))
     names = {"reference": settings.score.reference, "learner": settings.score.learner}
     models = {role: load_model(name, precision=settings.score.precision) for role, name in names.items() if name}
     captions = _captions(output)

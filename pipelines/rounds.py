@@ -186,7 +186,7 @@ def _refuse_change(output: Path, record: dict[str, Any]) -> dict[str, Any]:
     """The record that is there. Errors: RunMismatch where it is of another recipe."""
     there: dict[str, Any] = json.loads((output / "recipe.json").read_bytes())
     now = json.loads(readable_json(record))
-    found = [*differences(there["recipe"], now["recipe"]), *differences(there["inputs"], now["inputs"])]
+    found = [*differences(there["recipe"], now["recipe"]), *differences(there["inputs"], now["inputs"], "inputs")]
     if there["rounds"] > now["rounds"]:
         found.append(f"rounds: {there['rounds']} there, {now['rounds']} now")
     if found:

@@ -23,6 +23,7 @@ from curate.learner.reading_ahead import SuperBatch
 from curate.learner.scoring_pass import Scorer
 from curate.learner.settings import TrainSettings
 from curate.learner.trimming import trim
+from curate.learner.watch import distinct
 from curate.learner.work import PassCosts
 from curate.selection.alignment import alignment_flops, alignment_scores
 from curate.selection.joint import Pairs
@@ -53,7 +54,8 @@ class Drawer:
             return alone(score_B, id_B16, size=size, gain=plan.gain, seed=settings.seed, step=step)
         if plan.criterion == "trim":
             models = self._weighed(plan, batch, learner)
-            return trim(models, id_B16, size=size, keep=plan.keep, seed=settings.seed, step=step)
+            _, caption_B = distinct(batch.token_BT)
+            return trim(models, id_B16, caption_B, size=size, noise=1 - plan.keep, seed=settings.seed, step=step)
         return jointly(
             self._reference(plan, batch), learner, id_B16,
             size=size, criterion=plan.criterion, loss=settings.loss, gain=plan.gain,

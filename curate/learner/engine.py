@@ -129,7 +129,8 @@ class Engine:
         index_b = torch.from_numpy(chosen.index_b)
         batch = (scored.batch.image_BCHW[index_b], scored.batch.token_BT[index_b])
         with self._clock("training"):
-            loss, rate = self._update(batch, row_b)
+            reused = scored.learner is not None and not self.settings.lag
+            loss, rate = self._update(batch, row_b, index_b if reused else None)
         course.step += 1
         known = len(course.control.events)
         course.control = course.control.at(course.step)
@@ -152,9 +153,9 @@ class Engine:
 
     def _looked_at(self, plan: Plan, read: SuperBatch) -> Pairs | None:
         course = self.course
+        course.scored += len(read)
         if plan.criterion == "uniform":
             return None
-        course.scored += len(read)
         with self._clock("scoring"):
             learner = self.drawer.look(plan, read.image_BCHW, read.token_BT)
         flops = self.drawer.flops(plan, read, len(read))
@@ -172,18 +173,21 @@ class Engine:
         course.spend("evaluation", samples=len(scored.batch), flops=flops)
         return found
 
-    def _update(self, batch: tuple[Tensor, Tensor], row_b: NDArray[np.int64]) -> tuple[float, float]:
+    def _update(
+        self, batch: tuple[Tensor, Tensor], row_b: NDArray[np.int64], scored: Tensor | None
+    ) -> tuple[float, float]:
         course, stepper = self.course, self.stepper
-        loss, rate = stepper.step(batch, step=course.step, steps=self.steps)
-        if loss is None:
+        update = stepper.step(batch, step=course.step, steps=self.steps, scored=scored)
+        if update.loss is None:
             names = ", ".join(self.candidates.pairs.places.name(row) for row in row_b[:4].tolist())
             raise CurateError(
                 f"the loss or its gradient is not finite at step {course.step + 1}; the step's samples: {names}"
                 f"{' ...' if len(row_b) > 4 else ''}; lower lr (now {self.settings.lr}) or use precision fp32"
             )
-        course.spend("training", samples=len(row_b), flops=stepper.flops(batch), optimiser=stepper.costs.update)
+        flops = max(0.0, stepper.flops(batch) - update.saved)
+        course.spend("training", samples=len(row_b), flops=flops, optimiser=stepper.costs.update)
         course.plain += stepper.plain_flops(batch)
-        return loss, rate
+        return update.loss, update.rate
 
     @contextmanager
     def _clock(self, phase: PhaseName) -> Iterator[None]:

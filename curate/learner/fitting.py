@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from curate.costs.energy import meter
+from curate.costs.flops import Size
 from curate.errors import CurateError
 from curate.estimators.names import make_estimator
 from curate.learner.candidates import Candidates
@@ -27,10 +28,11 @@ from curate.learner.journal import Journal
 from curate.learner.keeping import keep, resume
 from curate.learner.optimiser import make_optimiser
 from curate.learner.order import Order
-from curate.learner.plan import first_plan
+from curate.learner.plan import Plan, first_plan
 from curate.learner.problem import LearnerProblem, repeated, wants_bf16
 from curate.learner.reading_ahead import Ahead, read_ahead
 from curate.learner.resolution import FlexiProblem, low_size
+from curate.learner.reuse import WORTHWHILE, Reuse
 from curate.learner.running import Extras, Running
 from curate.learner.scoring_pass import Scorer
 from curate.learner.settings import TrainSettings
@@ -98,13 +100,15 @@ def _engine(
     costs = PassCosts(module, distinct=problem.distinct)
     estimator = make_estimator(settings.estimator, tangents=settings.tangents, rules=settings.rules)
     optimiser = make_optimiser(module, settings)
-    scorer = Scorer(problem, vocabulary.compact, device, _width(start), low)
+    first = first_plan(settings)
+    reuse = _reuse(problem, settings, first, candidates, low)
+    scorer = Scorer(problem, vocabulary.compact, device, _width(start), low, reuse)
     trusted = None
     if settings.criterion == "alignment" and extras.trusted is not None:
         token_TC = vocabulary.compact(extras.trusted.token_TC)
         trusted = extras.trusted.image_TCHW[:ALIGNED].to(device), token_TC[:ALIGNED].to(device)
     course = Course(
-        controller(settings.handover, first_plan(settings)),
+        controller(settings.handover, first),
         np.zeros(len(candidates.pairs), np.int32),
         ledger=extras.ledger,
     )
@@ -112,10 +116,25 @@ def _engine(
         settings,
         candidates,
         Drawer(settings, candidates, scorer, costs, trusted),
-        Stepper(settings, problem, estimator, optimiser, vocabulary.compact, device, costs, low),
+        Stepper(settings, problem, estimator, optimiser, vocabulary.compact, device, costs, low, reuse),
         course,
         settings.total_steps(len(candidates)),
     )
+
+
+def _reuse(
+    problem: LearnerProblem, settings: TrainSettings, first: Plan, candidates: Candidates, low: Size | None
+) -> Reuse | None:
+    """Keep the scoring pass for training where that is exact and pays: both see the same images, weights and mode."""
+    plain = settings.estimator in ("backprop", "backprop-checkpoint") and not settings.lag and not settings.augment
+    if not plain or not first.uses_learner:
+        return None
+    module: Any = problem.module
+    limit = settings.memory_gb * 1e9
+    reuse = Reuse(module, size=low, limit_bytes=limit, bf16=problem.bf16, distinct=problem.distinct)
+    tokens = int((candidates.pairs.token_NT[: settings.super_batch] != 0).sum(1).max())
+    saving = 0.0 if reuse.why_not else reuse.saving(first.candidates(settings.batch), settings.batch, tokens)
+    return reuse if saving >= WORTHWHILE else None
 
 
 def _width(start: Start) -> int:

@@ -39,10 +39,12 @@ def forecast(settings: TrainSettings, plan: Plan, drawer: Drawer, *, forward: fl
         low_share=0.5 if settings.scoring == "flexi" else 0.0,
         low_cost=low,
         selection=drawn,
+        reused=drawer.scorer.reuse is not None,
     )
     parts = [f"{candidates} candidates for {settings.batch} trained on"]
     parts += [f"the learner scores at {low:.2f} of a full pass"] if scoring and low < 1 else []
     parts += ["the learner scores each"] if scoring and low == 1 else []
+    parts += ["whose pass is kept for training"] if scoring and drawer.scorer.reuse is not None else []
     parts += ["the reference's scores come from the cache" if not reference else "the reference scores each once"]
     return Forecast(factor, ", ".join(parts))
 

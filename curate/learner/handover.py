@@ -4,9 +4,10 @@ A weak reference speeds up a young learner and holds an older one back: joint se
 accuracy. The rule, in nats of information about captions (`watch.Measure.information`), on a trusted set:
 
     selecting   until the learner knows three quarters of what the reference knows
-    trimming    if the pool has noise: the models together drop what is more likely noise than clean; their scales are
-                fitted anew at each observation, so the reference's word fades as the learner grows
-    uniform     if so little would be dropped that a look at the candidates is not worth it; nothing is scored any more
+    trimming    if the pool has noise: from 1 / (1 - noise) as many candidates are drawn those that learner and
+                reference together hold for clean and for unknown as yet; the scales at which they speak are fitted
+                anew at each observation, so the reference's word fades as the learner grows
+    uniform     if so little would be left out that a look at the candidates is not worth it; nothing is scored then
 
 Why not later, at the reference's level: with a clean pool plain training catches up with joint selection before that,
 and by then the lead is lost (figures: examples/replication). A phase never returns. A controller is a value: state in,
@@ -22,11 +23,12 @@ from typing import Any, Final, Literal
 
 from curate.errors import UsageError
 from curate.learner.plan import Plan
-from curate.learner.watch import Estimate, Measure, View, calibrate, kept_share, measure
+from curate.learner.watch import Estimate, Measure, View, calibrate, measure
 from curate.selection.criteria import CRITERIA
 
 Mode = Literal["auto", "off", "schedule"]
 CLOSED: Final = 0.75  # the share of the reference's information at which it has done its work
+VAGUE: Final = 0.1  # an error of the noise share from which on it counts as unknown
 WORTH: Final = 0.9  # a kept share from which on trimming is not worth a look
 LEAST_KEPT: Final = 0.05  # 20 candidates for each that is trained on
 _WEIGHED: Final = ("learnability", "easy-reference")
@@ -34,15 +36,20 @@ _WEIGHED: Final = ("learnability", "easy-reference")
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the watch says after `step` steps. `scales` are the learner's and the reference's, fitted together; `kept`
-    is the share of the pool that both together hold for clean rather than noise."""
+    """What the watch says after `step` steps. `scales` are the learner's and the reference's, fitted together."""
 
     step: int
     learner: Measure
     reference: Measure | None = None
     noise: Estimate | None = None
     scales: tuple[float, float] = (0.0, 0.0)
-    kept: float = 1.0
+
+    @property
+    def kept(self) -> float:
+        """The share of the pool to keep: all of it where the noise is known no better than to a tenth, or by nobody."""
+        if self.noise is None or self.noise.error > VAGUE or max(self.scales) == 0:
+            return 1.0
+        return min(1.0, max(LEAST_KEPT, 1.0 - self.noise.value))
 
     def as_json(self) -> dict[str, Any]:
         """The figures for a line of kind "watch" in the journal."""
@@ -139,16 +146,11 @@ def controller(text: str, first: Plan) -> Controller:
 
 
 def observe(step: int, learner: View, reference: View | None, noise: Estimate | None) -> Observation:
-    """Measure learner and reference on the same trusted set, after `step` steps. `noise` is `watch.noise_share`'s.
-
-    A noise share whose error is above 0.1 is too vague to trim by: everything is kept then.
-    """
-    views = [learner] if reference is None else [learner, reference]
-    scales = calibrate(views)
-    vague = noise is None or noise.error > 0.1 or max(scales) == 0
-    kept = 1.0 if vague or noise is None else kept_share(views, scales, noise.value)
-    both = (scales[0], scales[1] if len(scales) > 1 else 0.0)
-    return Observation(step, measure(learner), None if reference is None else measure(reference), noise, both, kept)
+    """Measure learner and reference on the same trusted set, after `step` steps. `noise` is `watch.noise_share`'s."""
+    if reference is None:
+        return Observation(step, measure(learner), None, noise, (calibrate([learner])[0], 0.0))
+    of_learner, of_reference = calibrate([learner, reference])
+    return Observation(step, measure(learner), measure(reference), noise, (of_learner, of_reference))
 
 
 def after(plan: Plan, seen: Observation) -> Plan:
@@ -156,9 +158,14 @@ def after(plan: Plan, seen: Observation) -> Plan:
     if seen.kept >= WORTH:
         return Plan("uniform", "uniform")
     learner, reference = seen.scales
-    kept = max(seen.kept, LEAST_KEPT)
     return replace(
-        plan, phase="trimming", criterion="trim", gain=0.0, keep=kept, learner_scale=learner, reference_scale=reference
+        plan,
+        phase="trimming",
+        criterion="trim",
+        gain=0.0,
+        keep=seen.kept,
+        learner_scale=learner,
+        reference_scale=reference,
     )
 
 
@@ -167,7 +174,7 @@ def parse_schedule(text: str, first: Plan) -> tuple[tuple[int, Plan], ...]:
 
         100                 the first criterion with another gain
         learnability@10     a criterion, with or without a gain
-        trim@0.6            uniform among the 60 % that the learner finds likeliest to be clean
+        trim@0.6            trimming as for a pool with 40 % noise, by the learner alone
         uniform             no selection
 
     >>> [(step, plan.phase) for step, plan in parse_schedule("0:100,300:uniform", Plan("selecting", "learnability"))]
@@ -234,15 +241,15 @@ def _cause(seen: Observation) -> str | None:
 
 
 def _then(seen: Observation) -> str:
-    if seen.noise is None or seen.noise.error > 0.1:
+    if seen.noise is None or seen.noise.error > VAGUE:
         return "the pool's noise is not known well enough to trim by, hence uniform from here"
     if seen.kept >= WORTH:
         return f"{max(0.0, seen.noise.value):.0%} of the pool seems noise, too little to trim, hence uniform from here"
-    return f"{seen.noise.value:.0%} of the pool seems noise, so the likeliest {seen.kept:.0%} of candidates are kept"
+    return f"{seen.noise.value:.0%} of the pool seems noise, so {seen.kept:.0%} of the candidates are kept from here"
 
 
 def _still(seen: Observation) -> str:
-    return f"learner and reference now hold {seen.kept:.0%} of the pool for clean, too much to trim"
+    return f"only {1 - seen.kept:.0%} of the pool seems noise, too little to trim"
 
 
 def _name(owner: Controller, plan: Plan) -> str:

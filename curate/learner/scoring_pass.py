@@ -20,6 +20,7 @@ from torch.nn import functional
 from curate.costs.flops import Size
 from curate.learner.problem import LearnerProblem
 from curate.learner.resolution import at_size, low_cost, shrink
+from curate.learner.reuse import Reuse
 from curate.learner.work import PassCosts
 from curate.models.embed import plain_text
 from curate.models.towers import encode_text_trimmed, image_path, text_parts
@@ -30,22 +31,25 @@ MICRO_BATCH = 128  # bounds memory; on a CPU larger ones are no faster
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """Embeds candidates with a learner as it is now."""
+    """Embeds candidates with a learner as it is now; `reuse` keeps the products of the pass for the training step."""
 
     problem: LearnerProblem
     compact: Callable[[Tensor], Tensor]
     device: torch.device
     width: int
     low: Size | None = None
+    reuse: Reuse | None = None
 
     def __call__(self, image_BCHW: Tensor, token_BT: Tensor) -> Pairs:
         """Unit vectors in float32 on the CPU, with the learner's own scale and bias."""
         module: Any = self.problem.module
         if self.low is not None:
             image_BCHW = shrink(image_BCHW, self.low)
-        with evaluating(module), torch.inference_mode(), self.problem.arithmetic(self.device):
-            image_BD = self._images(image_BCHW)
-            text_BD = self._text(self.compact(token_BT))
+        if self.reuse is not None:
+            image_BD, text_BD = self.reuse.score(image_BCHW.to(self.device), self.compact(token_BT).to(self.device))
+        else:
+            with evaluating(module), torch.inference_mode(), self.problem.arithmetic(self.device):
+                image_BD, text_BD = self._images(image_BCHW), self._text(self.compact(token_BT))
         scale, bias = float(module.logit_scale.detach().exp()), module.logit_bias
         image_BD, text_BD = (torch.empty(side.shape).copy_(side) for side in (image_BD, text_BD))  # ordinary again
         return Pairs(image_BD, text_BD, scale, 0.0 if bias is None else float(bias.detach()))

@@ -183,7 +183,8 @@ def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _several(value: Any) -> tuple[Any, ...]:
-    return (str(value),) if isinstance(value, str | Path) else tuple(value)
+    several = (value,) if isinstance(value, str | Path) else tuple(value)
+    return tuple(str(one) if isinstance(one, Path) else one for one in several)
 
 
 @dataclass(frozen=True, slots=True)

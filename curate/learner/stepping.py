@@ -14,15 +14,26 @@ from torch import Tensor, nn
 
 from curate.costs.flops import Size
 from curate.estimators.problem import Problem, trainable
-from curate.estimators.report import GradientEstimator
+from curate.estimators.report import GradientEstimator, GradReport
 from curate.estimators.tangents import dimensions
 from curate.learner.augment import shift_and_zoom
 from curate.learner.optimiser import set_rate
 from curate.learner.resolution import shrink
+from curate.learner.reuse import Reuse, ReusedProblem
 from curate.learner.settings import TrainSettings
 from curate.learner.work import PassCosts, forwards_per_step
 
 MAX_SCALE = 100.0  # CLIP's bound on exp(logit_scale), section 2.5 of arXiv 2103.00020
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The loss before the update (None, without an update, where something is not finite), the learning rate, and the
+    FLOPs of the forward pass that the scoring pass had computed already."""
+
+    loss: float | None
+    rate: float
+    saved: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +48,39 @@ class Stepper:
     device: torch.device
     costs: PassCosts
     low: Size | None = None
+    reuse: Reuse | None = None
 
-    def step(self, batch: tuple[Tensor, Tensor], *, step: int, steps: int) -> tuple[float | None, float]:
-        """The loss before the update and the learning rate; None, without an update, where something is not finite."""
+    def step(self, batch: tuple[Tensor, Tensor], *, step: int, steps: int, scored: Tensor | None = None) -> Update:
+        """One update. `scored`: rows of the super-batch that `reuse` has just scored, which these pairs are."""
         image_BCHW, token_BT = batch
         module: Any = self.problem.module
         module.train()
         if self.settings.augment:
             image_BCHW = shift_and_zoom(image_BCHW, torch.Generator().manual_seed(_mixed(self.settings.seed, step)))
         rate = set_rate(self.optimiser, self.settings, step, steps)
-        given = self._given(image_BCHW, token_BT)
-        report = self.estimator.estimate(self.problem, given, seed=self.settings.seed, step=step)
+        if self.reuse is None or scored is None:
+            problem, given, saved = self.problem, self._given(image_BCHW, token_BT), 0.0
+            report = self.estimator.estimate(problem, given, seed=self.settings.seed, step=step)
+        else:
+            report, saved = self._reused(self.reuse, image_BCHW, scored, step)
         norm = nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip_gradient)
         if not math.isfinite(report.loss) or not bool(torch.isfinite(norm)):
-            return None, rate
+            return Update(None, rate, saved)
         self.optimiser.step()
         with torch.no_grad():
             module.logit_scale.clamp_(max=math.log(MAX_SCALE))
-        return report.loss, rate
+        return Update(report.loss, rate, saved)
+
+    def _reused(self, reuse: Reuse, image_bCHW: Tensor, row_b: Tensor, step: int) -> tuple[GradReport, float]:
+        """Gradients on rows whose forward products were kept, and the FLOPs that this saved."""
+        problem = ReusedProblem(self.problem.module, reuse)
+        full_mCHW = image_bCHW[:0] if self.low is None else image_bCHW[::2]
+        row_b = row_b if self.low is None else torch.cat([row_b[::2], row_b[1::2]])
+        before = reuse.saved_flops
+        given = (full_mCHW.to(self.device), row_b.to(self.device))
+        report = self.estimator.estimate(problem, given, seed=self.settings.seed, step=step)
+        reuse.release()
+        return report, reuse.saved_flops - before
 
     def flops(self, batch: tuple[Tensor, Tensor]) -> float:
         """What the gradients of a batch cost."""

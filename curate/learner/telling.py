@@ -100,7 +100,7 @@ def watched(run: Running) -> None:
         return
     began = time.perf_counter()
     with run.vocabulary.whole():
-        seen = run.watch.look(replace(engine.drawer.scorer, low=None, compact=_as_it_is), course.step)
+        seen = run.watch.look(replace(engine.drawer.scorer, low=None, reuse=None, compact=_as_it_is), course.step)
     course.spend("scoring", flops=run.watch.flops(engine.stepper.costs), seconds=time.perf_counter() - began)
     course.seconds += time.perf_counter() - began
     course.control = course.control.observe(seen)

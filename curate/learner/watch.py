@@ -3,9 +3,9 @@
 The similarity of a contrastive model estimates, up to its scale, the log of p(image, caption) / p(image) p(caption). So
 a model is asked what it is good for, whatever its own scale and bias: the cross-entropy of image -> distinct caption at
 the scale that suits the trusted set best, captions weighted by how often they occur there. A model that knows nothing
-has the entropy of the captions; what it is below that is information. T x K similarities, a few Newton steps: 20 ms at
+has the entropy of the captions; what it is below that is information. T x K similarities, a few Newton steps: 0.1 s at
 500 x 500. Two models together are the sum of their scaled similarities, both scales fitted at once (a product of
-experts): a reference that the learner has overtaken gets scale 0 by itself.
+experts): the word of a reference that the learner has overtaken fades by itself.
 
 The noise of a pool is a mixture: matched similarities there are a share 1 - noise of pairs as in the trusted set and a
 share noise of pairs drawn at random. Means of both parts are known, so the share follows from the mean of the mixture.
@@ -182,23 +182,6 @@ def noise_share(trusted: View, pool: PoolSums) -> Estimate:
     share = (mean_trusted - mean_pool) / gap
     pool_error = math.sqrt(max(0.0, pool.squares / pool.count - mean_pool**2) / pool.count)
     return Estimate(share, math.hypot((1 - share) * standard_error(trusted.own()), pool_error) / gap)
-
-
-def kept_share(views: Sequence[View], scales: Sequence[float], noise: float) -> float:
-    """The share of a pool with that noise which is more likely clean than not, judged by the models at these scales.
-
-    A pair with ratio r = p(caption | image) / p(caption) is clean with probability (1 - noise) r / ((1 - noise) r +
-    noise), which is above 1/2 where r > noise / (1 - noise). Clean pairs are the trusted ones, noise all others of
-    their images with any caption. Without noise everything is kept.
-    """
-    if noise <= 0:
-        return 1.0
-    if noise >= 1:
-        return 0.0
-    frequency_K = views[0].frequency()
-    held_TK = _probability(views, scales) > noise / (1 - noise) * frequency_K
-    clean = float(held_TK[np.arange(len(held_TK)), views[0].caption_T].mean())
-    return (1 - noise) * clean + noise * float((held_TK @ frequency_K).mean())
 
 
 def standard_error(value_T: Floats) -> float:

@@ -36,7 +36,7 @@ class Scale:
 
     def at(self, value: float) -> float:
         """Where a value lies: 0 at `low`, 1 at `high`."""
-        low, high, here = (v for v in (self.low, self.high, value))
+        low, high, here = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
         return (here - low) / (high - low)
 
     def shows(self, value: float | None) -> bool:

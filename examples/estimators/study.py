@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=(4, 8, 12, 24))
     parser.add_argument("--width", type=int, default=64, help="of both towers, for memory and time")
     parser.add_argument("--layers", type=int, default=3, help="of both towers, for time")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of steps, for time, after one to warm up")
     parser.add_argument("--results", type=Path, default=Path("results.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)

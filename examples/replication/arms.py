@@ -7,7 +7,10 @@ from typing import Any, Final
 UNIFORM: Final = {"criterion": "uniform"}
 ARMS: Final[dict[str, dict[str, Any]]] = {
     "uniform": UNIFORM,
+    "uniform-lr-3e-3": {**UNIFORM, "lr": 3e-3},
+    "uniform-lr-3e-4": {**UNIFORM, "lr": 3e-4},
     "jest": {},
+    "jest-lr-3e-3": {"lr": 3e-3},
     "handover": {"handover": "auto"},
     "easy-reference": {"criterion": "easy-reference"},
     "hard-learner": {"criterion": "hard-learner"},

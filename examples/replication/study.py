@@ -1,6 +1,6 @@
 """Joint example selection on CIFAR-10 with false captions: every arm, seed and noise with curate's own trainer.
 
-    python study.py cifar10.parquet RUNS --noise 0.8 --seeds 0 1 2 --arms uniform jest handover --steps 1500
+    python study.py cifar10.parquet RUNS --noise 0.8 --seeds 0 1 2 --arms uniform jest handover --steps 1000
 
 One run takes one to three minutes on one core (uniform 24 ms a step, joint 60 ms). Runs that are there are left alone,
 interrupted ones are taken up again; `collect.py` makes the table and the figures from RUNS.
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["uniform", "jest", "handover"], choices=ARMS)
     parser.add_argument("--noise", nargs="+", type=float, default=[0.8])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--eval-every", type=int, default=25)
     args = parser.parse_args()
     at = bench(args.parquet)

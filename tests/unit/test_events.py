@@ -142,7 +142,7 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); writer = EventWriter(Path(sys.argv[1]))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))\n"
         "try:\n"
-        "    for step in range(2000): writer.record({'kind': 'step', 'step': step, 'loss': 1.0})\n"
+        "    for step in range(300): writer.record({'kind': 'step', 'step': step, 'loss': 1.0})\n"
         "    writer.flush()\n"
         "except StorageError as error: print(error)\n"
         "import os; sys.stdout.flush(); os._exit(0)\n"

@@ -48,10 +48,10 @@ def test_the_gradient_is_that_of_loss_plus_penalty() -> None:
     loss = problem.inner.loss(*problem.inner.embed(batch)) + penalty(problem.module)
     wanted = torch.cat([g.flatten().double() for g in torch.autograd.grad(loss, list(named.values()))])
     torch.testing.assert_close(exact(problem, batch), wanted)
-    report = make_estimator("backprop-checkpoint").estimate(problem, batch, seed=0, step=0)
-    torch.testing.assert_close(gradient(problem), wanted)
-    assert report.loss == pytest.approx(float(loss.detach()))
     assert penalty(problem.module) == 0.0
+    report = make_estimator("backprop-checkpoint").estimate(problem, batch, seed=0, step=0)
+    torch.testing.assert_close(gradient(problem), wanted, rtol=1e-4, atol=1e-5)  # captions are not trimmed
+    assert report.loss == pytest.approx(float(loss.detach()))
 
 
 def test_a_tangent_for_every_number_gives_the_gradient() -> None:

@@ -1,0 +1,174 @@
+"""Put the runs of the study into results.json, tables.md and curves.png.
+
+    python collect.py RUNS DIRECTORY
+
+Accuracy is zero-shot on 5,000 test images, in percent, mean over seeds. "Reached" is the first measurement at which an
+arm is at least as good as uniform's best one of the same seed and noise; FLOPs are training, scoring and the optimiser,
+with the reference's part (fitting excluded, scoring the pool once) in the last column.
+"""
+
+# S seeds, E evaluations
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from curate.learner.journal import read_log
+
+RUN = re.compile(r"(.+)-noise-([\d.]+)-seed-(\d+)")
+SHOWN = (50, 100, 150, 200, 300, 400, 600, 800, 1000)
+LINES = ("uniform", "jest", "handover", "flexi", "flexi-handover")
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One run: steps, accuracy, FLOPs without and with the reference's at each evaluation; phases; the clean share."""
+
+    step_E: list[int]
+    accuracy_E: list[float]
+    flops_E: list[float]
+    whole_E: list[float]
+    events: list[dict[str, Any]]
+    clean: float | None
+
+    def at(self, step: int) -> float | None:
+        """Accuracy at a step, None where it was not measured."""
+        return self.accuracy_E[self.step_E.index(step)] if step in self.step_E else None
+
+    def best(self) -> float:
+        return max(self.accuracy_E)
+
+    def first(self, target: float) -> int | None:
+        """The first evaluation that reaches the target."""
+        return next((n for n, value in enumerate(self.accuracy_E) if value >= target), None)
+
+
+def read(run: Path) -> Curve:
+    """A finished run's log."""
+    lines = list(read_log(run / "log.jsonl"))
+    evals = [line for line in lines if line["kind"] == "eval"]
+    reference = [line["ledger"]["reference"]["flops"] for line in evals]
+    clean = [line["clean"] for line in lines if line["kind"] == "step" and line["clean"] is not None]
+    return Curve(
+        [line["step"] for line in evals],
+        [round(100 * line["zeroshot"]["accuracy"], 2) for line in evals],
+        [line["flops"] - part for line, part in zip(evals, reference, strict=True)],
+        [line["flops"] for line in evals],
+        [{k: line[k] for k in ("step", "to", "why")} for line in lines if line["kind"] == "handover"],
+        round(fmean(clean), 3) if clean else None,
+    )
+
+
+def gather(runs: Path) -> dict[tuple[str, float], dict[int, Curve]]:
+    """Curves by (arm, noise) and seed."""
+    found: dict[tuple[str, float], dict[int, Curve]] = defaultdict(dict)
+    for path in sorted(runs.iterdir()):
+        if (name := RUN.fullmatch(path.name)) and (path / "done").exists():
+            found[name[1], float(name[2])][int(name[3])] = read(path)
+    return dict(found)
+
+
+def table(found: dict[tuple[str, float], dict[int, Curve]], noise: float) -> list[str]:
+    """Markdown rows of one noise level: accuracy by step, best, and the price of uniform's best."""
+    head = ["arm", "seeds", *map(str, SHOWN), "best", "reached by", "fewer steps", "fewer FLOPs", "with reference"]
+    rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for (arm, at), curves in found.items():
+        if at == noise:
+            base = found.get(("vit-uniform" if arm.startswith("vit") else "uniform", noise), {})
+            rows.append("| " + " | ".join([arm, str(len(curves)), *_levels(curves), *_prices(curves, base)]) + " |")
+    return rows
+
+
+def _levels(curves: dict[int, Curve]) -> list[str]:
+    cells = []
+    for step in SHOWN:
+        values = [value for curve in curves.values() if (value := curve.at(step)) is not None]
+        cells.append(f"{fmean(values):.1f}" if values else "")
+    return [*cells, f"{fmean(curve.best() for curve in curves.values()):.1f}"]
+
+
+def _prices(curves: dict[int, Curve], base: dict[int, Curve]) -> list[str]:
+    """Seeds that reached uniform's best, and geometric means of the ratios over these."""
+    ratios = []
+    for seed in sorted(curves.keys() & base.keys()):
+        plain, ours = base[seed], curves[seed]
+        there, here = plain.first(plain.best()), ours.first(plain.best())
+        if there and here:
+            ratios.append([
+                plain.step_E[there] / ours.step_E[here],
+                plain.flops_E[there] / ours.flops_E[here],
+                plain.flops_E[there] / ours.whole_E[here],
+            ])  # fmt: skip
+    reached = f"{len(ratios)} of {len(curves.keys() & base.keys())}"
+    if not ratios:
+        return [reached, "", "", ""]
+    return [reached, *(f"{_geometric([row[n] for row in ratios]):.1f}" for n in range(3))]
+
+
+def _geometric(values: list[float]) -> float:
+    product = 1.0
+    for value in values:
+        product *= value
+    return float(product ** (1 / len(values)))
+
+
+def draw(found: dict[tuple[str, float], dict[int, Curve]], path: Path) -> None:
+    """Accuracy against steps and against FLOPs, one row of panels for each noise level."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    levels = sorted({noise for _, noise in found})
+    figure, panels = pyplot.subplots(len(levels), 2, figsize=(11, 3.1 * len(levels)), squeeze=False)
+    for row, noise in zip(panels, levels, strict=True):
+        for arm in LINES:
+            curves = list(found.get((arm, noise), {}).values())
+            if not curves:
+                continue
+            shortest = min(len(curve.step_E) for curve in curves)
+            mean_E = [fmean(curve.accuracy_E[n] for curve in curves) for n in range(shortest)]
+            flops_E = [fmean(curve.flops_E[n] for curve in curves) / 1e12 for n in range(shortest)]
+            row[0].plot(curves[0].step_E[:shortest], mean_E, label=arm)
+            row[1].plot(flops_E, mean_E, label=arm)
+        row[0].set(ylabel=f"accuracy %, noise {noise:.0%}", xlabel="steps")
+        row[1].set(xlabel="TFLOP, scoring counted", xlim=(0, None))
+        for panel in row:
+            panel.grid(alpha=0.3)
+    panels[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("directory", type=Path)
+    args = parser.parse_args()
+    found = gather(args.runs)
+    plain = {
+        f"{arm}-noise-{noise:g}": {
+            seed: {"step": c.step_E, "accuracy": c.accuracy_E, "flops": [float(f"{f:.4g}") for f in c.flops_E],
+                   "events": c.events, "clean": c.clean}
+            for seed, c in curves.items()
+        }
+        for (arm, noise), curves in found.items()
+    }  # fmt: skip
+    (args.directory / "results.json").write_text(json.dumps(plain) + "\n")
+    lines = []
+    for noise in sorted({noise for _, noise in found}, reverse=True):
+        lines += [f"Noise {noise:.0%}", "", *table(found, noise), ""]
+    (args.directory / "tables.md").write_text("\n".join(lines))
+    draw(found, args.directory / "curves.png")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -105,7 +105,13 @@ _SCORE: Final = create_model(
     },
 )
 _FIT: Final = create_model("_Fit", __base__=_Section, **_training() | {"shards": (Several, ...)})
-_OF_ROUNDS: Final = ("shards", "fresh", "write_shards", "reference_cache")  # keys of `train` that are no settings
+_OF_ROUNDS: Final = (
+    "shards",
+    "fresh",
+    "write_shards",
+    "reference_cache",
+    "baselines",
+)  # keys of `train` that are no settings
 _TRAIN: Final = create_model(
     "_Train",
     __base__=_Section,
@@ -115,6 +121,7 @@ _TRAIN: Final = create_model(
         "fresh": (bool, False),
         "write_shards": (bool, False),
         "reference_cache": (str, None),
+        "baselines": (Several, ()),
     },
 )
 

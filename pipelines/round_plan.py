@@ -142,7 +142,8 @@ def _train(recipe: Recipe, output: Path, reference: str | None, number: int) -> 
         options["reference_cache"] = _cache(recipe, output, number)
     if given.get("write_shards"):
         options["write_shards"] = str(folder / "chosen")
-    options["baselines"] = tuple(str(_folder(output, before) / "learner") for before in range(1, number))
+    if given.get("baselines"):
+        options["baselines"] = given["baselines"]
     filtered = (str(folder / "filtered"),) if recipe.score is not None else recipe.shards
     return Part(given.get("shards", filtered), folder / "learner", options, _receipt(output, number, "train"))
 

@@ -104,7 +104,7 @@ def train(
             return _found(files, opened, baselines)
         candidates, ledger = _candidates(chosen, opened, reference, sources, files, where)
         trusted, candidates = _trusted(chosen, start, reference, candidates, files, where)
-        _check_sizes(chosen, candidates)
+        chosen = _of_size(chosen, candidates)
         pairs = chosen.total_steps(len(candidates)) * chosen.batch
         teeing = stack.enter_context(_teeing(files, pairs, write_shards, where, overwrite=overwrite))
         extras = Extras(
@@ -314,12 +314,16 @@ def _trusted(
         return Trusted(image_TCHW, token_TC, read_reference(tables, opened.pairs.places.id_N16[row_T])), candidates
 
 
-def _check_sizes(settings: TrainSettings, candidates: Candidates) -> None:
+def _of_size(settings: TrainSettings, candidates: Candidates) -> TrainSettings:
+    """Uniform draws make do with what there is; a super-batch has to be there. Errors: UsageError."""
+    if settings.criterion == "uniform" and 2 <= len(candidates) < settings.batch:
+        return replace(settings, batch=len(candidates))
     if len(candidates) < settings.super_batch:
         raise UsageError(
             f"{len(candidates)} candidates are fewer than a super-batch of {settings.super_batch} (batch "
             f"{settings.batch} at filter ratio {settings.filter_ratio:g}); lower --batch or --filter-ratio"
         )
+    return settings
 
 
 def _history(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from curate.errors import UsageError
 from curate.estimators.activity import fill_activity
@@ -111,7 +111,8 @@ def together(reports: Sequence[GradReport]) -> GradReport:
 
 
 def _replay_sum(report: GradReport, module: nn.Module) -> None:
-    named, total = dict(module.named_parameters()), {}
+    named = dict(module.named_parameters())
+    total: dict[str, Tensor] = {}
     for part in report.parts:
         fill_from(part, named)
         for name in part.names:

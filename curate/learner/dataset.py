@@ -80,7 +80,7 @@ class CachedPairs:
 
     def read(self, rows: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.int64], Tensor, Tensor]:
         """The rows that could be read, their uint8 images and token ids."""
-        row_B = np.asarray(rows, dtype=np.int64)
+        row_B = np.array(rows, dtype=np.int64)
         index_B = torch.from_numpy(row_B)
         return row_B, self.image_NCHW[index_B], self.token_NT[index_B]
 

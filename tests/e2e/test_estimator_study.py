@@ -8,17 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 STUDY = Path(__file__).parents[2] / "examples" / "estimators"
 
 
 def run(script: str, *arguments: str, cwd: Path) -> list[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     words = [sys.executable, str(STUDY / script), *arguments]
-    done = subprocess.run(words, env=env, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, env=env, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_every_part_of_the_study_runs(tmp_path: Path) -> None:
     """Two arms learn for a moment, two depths are weighed, three steps are timed; a second call repeats nothing."""
     words = ("curves", "--arms", "backprop", "forward", "--rates", "1e-3", "--samples", "60", "--held", "20",
@@ -36,6 +39,7 @@ def test_every_part_of_the_study_runs(tmp_path: Path) -> None:
     assert "fff leaves alone, forward/64" in results["time"]
 
 
+@pytest.mark.slow
 def test_agreement_of_workers_is_a_table(tmp_path: Path) -> None:
     """One row for each step asked for, between 1 / W and what contradiction makes of it."""
     lines = run("agreement.py", "--samples", "220", "--steps", "0", cwd=tmp_path)

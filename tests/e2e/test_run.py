@@ -235,7 +235,7 @@ def test_a_foreign_directory_is_left_alone(place: Path) -> None:
 
 def test_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """examples/recipe.yaml runs on the demo's corpus, here of 60 pairs and a few steps."""
-    draw_corpus(tmp_path / "demo" / "corpus", samples=60, shards=2, clean_reference=20, side=32)
+    draw_corpus(tmp_path / "demo" / "corpus", samples=60, shards=2, clean_reference=20, held_out=20, side=32)
     monkeypatch.chdir(tmp_path)
     assert main(["run", str(EXAMPLE), "--dry-run"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 7

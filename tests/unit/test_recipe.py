@@ -210,7 +210,6 @@ def test_training_goes_on_unless_it_is_to_begin_anew() -> None:
     assert (first.options["model"], second.options["model"]) == ("curate-tiny", "/out/round-1/learner")
     assert first.options["criterion"] == "uniform"
     assert "reference" not in first.options
-    assert second.options["baselines"] == ("/out/round-1/learner",)
     assert [o["model"] for o in options("score: {}\ntrain: {model: curate-tiny, fresh: true}", "train")] == [
         "curate-tiny"
     ] * 2

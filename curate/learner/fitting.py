@@ -32,7 +32,7 @@ from curate.learner.plan import Plan, first_plan
 from curate.learner.problem import LearnerProblem, repeated, wants_bf16
 from curate.learner.reading_ahead import Ahead, read_ahead
 from curate.learner.resolution import FlexiProblem, low_size
-from curate.learner.reuse import WORTHWHILE, Reuse
+from curate.learner.reuse import Reuse
 from curate.learner.running import Extras, Running
 from curate.learner.scoring_pass import Scorer
 from curate.learner.settings import TrainSettings
@@ -133,8 +133,7 @@ def _reuse(
     limit = settings.memory_gb * 1e9
     reuse = Reuse(module, size=low, limit_bytes=limit, bf16=problem.bf16, distinct=problem.distinct)
     tokens = int((candidates.pairs.token_NT[: settings.super_batch] != 0).sum(1).max())
-    saving = 0.0 if reuse.why_not else reuse.saving(first.candidates(settings.batch), settings.batch, tokens)
-    return reuse if saving >= WORTHWHILE else None
+    return reuse if reuse.pays(first.candidates(settings.batch), settings.batch, tokens) else None
 
 
 def _width(start: Start) -> int:

@@ -12,8 +12,9 @@ of width W, for all B candidates (`Reuse.nbytes`).
 
 Measured on one busy AVX2 core (CPU time, medians of alternate steps, B = 320, b = 64, images of 65 tokens, captions of
 16): a step takes 0.95 of the time at width 192 with 6 blocks, 1.0 GB kept, and 0.92 at width 384 with 4 blocks, 1.4 GB
-kept; FLOPs 0.876 in both. Where captions alone can be reused (curate-tiny in training, B = 640, b = 128) it saves 1 %
-of the FLOPs and costs 1.5 % of the time, so ask `Reuse.saving` first: below `WORTHWHILE` it does not pay.
+kept; FLOPs 0.876 in both: 115 and 230 FLOPs for each byte kept. Where captions alone can be reused (curate-tiny in
+training, B = 640, b = 128) it saves 1 % of the FLOPs and costs 1.5 % of the time; a ConvNet of 24, 48 and 96 channels
+(a dozen FLOPs for each byte) took 1.37 of the time. So ask `Reuse.pays` first.
 """
 
 # B candidates of a super-batch, b chosen, U distinct captions, u those of the chosen, m full images of a flexi batch,
@@ -38,6 +39,7 @@ from curate.learner.trial import noise_images, noise_tokens, plan_of
 from curate.models.towers import pooled_position, text_parts
 
 WORTHWHILE = 0.03  # share of a step's FLOPs from which on the time follows
+INTENSITY = 64.0  # FLOPs of a forward pass for each byte kept: below it, keeping costs more than it saves
 _OTHER = "the forward pass took another course than in the trial"
 
 
@@ -101,6 +103,14 @@ class Reuse:
         )
         saved = chosen * sum(w.forward for plan, w in work if plan.why_not is None)
         return saved / sum(candidates * w.forward + chosen * w.step for _, w in work)
+
+    def pays(self, candidates: int, chosen: int, tokens: int | None = None) -> bool:
+        """Is there enough to be saved, and for few enough bytes, that a step takes less time?"""
+        if self.why_not is not None or self.saving(candidates, chosen, tokens) < WORTHWHILE:
+            return False
+        work = ((self.image, image_work(self._module, size=self._size)), (self.text, text_work(self._module, tokens)))
+        flops = candidates * sum(w.forward for plan, w in work if plan.why_not is None)
+        return flops >= INTENSITY * self.nbytes(candidates, tokens or self._trial_tokens)
 
     def score(self, image_BCHW: Tensor, token_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings [B, D] of a super-batch, without a graph; what can be reused is kept until the next call."""

@@ -19,7 +19,7 @@ SELECTION = "--keep --sub-batch --super-batch --chunks --criterion --gain --loss
 
 # A new flag is a decision: it is written here too.
 FLAGS = {
-    "demo": "--output -o --samples --steps --seed --overwrite --json",
+    "demo": "--output -o --samples --steps --learning --seed --overwrite --json",
     "doctor": "--json",
     "inspect": "SHARDS --decode --json",
     "score": f"SHARDS --output -o --reference --learner {SELECTION} --trusted --trusted-size --precision --batch-size "
@@ -32,8 +32,11 @@ FLAGS = {
     "--json",
     "probe": "SHARDS --estimator --model --tangents --rules --batch --seeds --loss --seed --json",
     "run": f"RECIPE --output -o --set --dry-run --overwrite --json {ENGINE}",
-    "train": "SHARDS --output -o --model --criterion --loss --batch --steps --epochs --lr --weight-decay --warmup "
-    "--augment --seed --precision --eval-shards --overwrite --json",
+    "train": "SHARDS --output -o --model --reference --criterion --filter-ratio --batch --steps --epochs --loss --gain "
+    "--chunks --handover --trusted --watch-every --scoring --lag --lr --weight-decay --warmup --augment --ffn --ffn-depth "
+    "--ffn-leaf-width --estimator --tangents --rules --precision --seed --eval --eval-shards --zeroshot "
+    "--zeroshot-label --eval-every --checkpoint-every --label --clean --write-shards --baseline --reference-cache "
+    f"--overwrite --json {ENGINE}",
 }
 VERBS = sorted(FLAGS)
 CALLS = [("--help",), ("--version",), *((verb, "--help") for verb in VERBS)]

@@ -85,6 +85,13 @@ def test_trimming_follows_the_models() -> None:
     assert state.plan.candidates(128) == 256
 
 
+def test_trimming_ends_where_little_is_left_out() -> None:
+    """Should the noise turn out small later on, the run goes on uniformly, and says so."""
+    state = run(seen(100, 0.7), seen(150, 0.9, noise=0.03))
+    assert state.plan == Plan("uniform", "uniform")
+    assert "only 3% of the pool seems noise" in state.events[1].why
+
+
 def test_a_useless_reference_is_left_at_once() -> None:
     """A reference no better than chance ends selection at the first look."""
     state = run(seen(0, 0.0, reference=0.05))

@@ -92,9 +92,10 @@ def interrupt() -> None:
 )
 @pytest.mark.filterwarnings("ignore::curate.errors.CurateWarning")
 def test_a_resumed_run_ends_with_the_same_bits(
-    more: dict[str, Any], shards: list[Path], reference: Path, tmp_path: Path
+    more: dict[str, Any], shards: list[Path], reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted after an odd step, and again by nothing: weights, chosen samples and journal are those of one go."""
+    monkeypatch.setattr("curate.learner.reuse.INTENSITY", 0.0)  # also where the scoring pass is kept
     settings = {**FEW, "reference": str(reference), **more}
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     train(shards, whole, **settings)
@@ -192,9 +193,9 @@ def test_reusing_the_scoring_pass_changes_the_bill_and_not_the_training(
 ) -> None:
     """A vision transformer trains on kept products: the same losses to rounding, for an eighth of the FLOPs less."""
     settings = {**FEW, "model": "mini-vit", "reference": str(reference), "filter_ratio": 0.8}
-    kept = train(shards, tmp_path / "kept", **settings)
-    monkeypatch.setattr("curate.learner.fitting.WORTHWHILE", 1.0)
     again = train(shards, tmp_path / "again", **settings)
+    monkeypatch.setattr("curate.learner.reuse.INTENSITY", 0.0)  # so small a transformer would not be worth it
+    kept = train(shards, tmp_path / "kept", **settings)
     lines = [[line for line in read_log(run.path / "log.jsonl") if line["kind"] == "step"] for run in (kept, again)]
     assert [line["loss"] for line in lines[0]] == pytest.approx([line["loss"] for line in lines[1]], rel=1e-4)
     assert kept.factor < again.factor - 0.2

@@ -70,11 +70,7 @@ class Drawer:
                 each, trusted=0 if self.trusted is None else len(self.trusted[0]), candidates=len(batch)
             )
         looked = self.scorer.flops(self.costs, batch.token_BT) if plan.uses_learner else 0.0
-        widths = self.widths(plan)
-        drawn = (
-            selection_flops(counted, min(self.settings.batch, counted), widths, self.settings.chunks) if widths else 0
-        )
-        return looked + drawn
+        return looked + self._drawn(plan, counted)
 
     def ageing(self, plan: Plan, batch: SuperBatch, learner: Pairs, chosen: Chosen, *, step: int) -> dict[str, float]:
         """Rank correlation of the candidates' own scores with fresh ones, and the share of the draw that stays."""
@@ -102,9 +98,17 @@ class Drawer:
         reference = self.candidates.reference
         return reference.pairs(batch.row_B) if plan.uses_reference and reference is not None else None
 
+    def _drawn(self, plan: Plan, counted: int) -> float:
+        """The products of the draw itself; trimming compares all candidates with all."""
+        widths = self.widths(plan)
+        if plan.criterion == "trim":
+            return 2.0 * counted * counted * widths
+        size = min(self.settings.batch, counted)
+        return selection_flops(counted, size, widths, self.settings.chunks) if widths else 0.0
+
     def widths(self, plan: Plan) -> int:
         """Embedding widths of the models that the joint draw compares."""
-        if plan.criterion in ("uniform", "alignment", "trim"):
+        if plan.criterion in ("uniform", "alignment"):
             return 0
         reference = self.candidates.reference
         own = int(self.scorer.width) if plan.uses_learner else 0

@@ -14,7 +14,7 @@ from curate.feedforward.dense import choose, parts_of
 from curate.feedforward.surgery import replace_feedforward
 from curate.learner.dataset import Tokenize
 from curate.learner.settings import TrainSettings
-from curate.models.build import build, build_untrained, config_of, safe_weights, tokenizer_of
+from curate.models.build import build, build_untrained, config_of, safe_weights, stored_feedforward, tokenizer_of
 from curate.models.configs import CONFIGS, PREPROCESS, with_loss
 from curate.models.preprocess import Preprocess
 from curate.models.spec import ModelSpec, parse_spec
@@ -36,7 +36,7 @@ def prepare(settings: TrainSettings) -> Start:
     fast feedforward layers."""
     spec = parse_spec(settings.model)
     module, architecture = _untrained(spec, settings) if spec.kind == "untrained" else _trained(spec, settings)
-    feedforward = _replaced(module, settings)
+    feedforward = stored_feedforward(spec) or _replaced(module, settings)
     rule = Preprocess.from_config(module.visual.preprocess_cfg)
     return Start(module, architecture, tokenizer_of(spec), rule, feedforward)
 

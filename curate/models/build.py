@@ -47,8 +47,8 @@ def build(spec: ModelSpec, weights: Path | None, precision: str, seed: int) -> n
             precision=precision,
             preprocess=PREPROCESS if spec.architecture in CONFIGS else {},
         )
-    if spec.kind == "directory" and (Path(spec.location) / FEEDFORWARD_FILE).is_file():
-        return _with_fast_layers(spec, weights, precision, seed)
+    if (layers := stored_feedforward(spec)) is not None:
+        return _with_fast_layers(spec, layers, weights, precision, seed)
     pretrained = None if not spec.architecture else spec.location
     module: nn.Module = _try(
         spec,
@@ -59,17 +59,24 @@ def build(spec: ModelSpec, weights: Path | None, precision: str, seed: int) -> n
     return module
 
 
-def _with_fast_layers(spec: ModelSpec, weights: Path, precision: str, seed: int) -> nn.Module:
-    """A checkpoint of ours whose blocks have fast feedforward layers: open_clip's model, these put in, then weights."""
+def stored_feedforward(spec: ModelSpec) -> Any | None:
+    """The `FeedforwardConfig` of a checkpoint of ours whose blocks have fast feedforward layers; None for any other."""
     from curate.feedforward.config import FeedforwardConfig
+
+    path = Path(spec.location) / FEEDFORWARD_FILE
+    if spec.kind != "directory" or not path.is_file():
+        return None
+    return _try(spec, lambda: FeedforwardConfig(**json.loads(path.read_bytes())))
+
+
+def _with_fast_layers(spec: ModelSpec, layers: Any, weights: Path, precision: str, seed: int) -> nn.Module:
+    """open_clip's model, the layers put in, then the weights."""
     from curate.feedforward.surgery import replace_feedforward
 
     def load() -> nn.Module:
-        record, layers = (
-            json.loads((Path(spec.location) / name).read_bytes()) for name in (CONFIG_FILE, FEEDFORWARD_FILE)
-        )
+        record = json.loads((Path(spec.location) / CONFIG_FILE).read_bytes())
         module = build_untrained(record["model_cfg"], seed=seed, preprocess=record["preprocess_cfg"])
-        replace_feedforward(module, FeedforwardConfig(**layers))
+        replace_feedforward(module, layers)
         module.load_state_dict(load_file(weights))
         return module.to(DTYPES[precision])  # type: ignore[index]
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,11 +25,13 @@ from curate.kernels.selection import Loss, Side, check_sides, own_scores
 from curate.kernels.selection.tiled import each_on_one_core
 
 # B candidates, n a block of them, c newly chosen, D width, S sides, 2 directions
+T, R = TypeVar("T"), TypeVar("R")
 Products = Literal["fp32", "bf16"]
 SOURCE = "selection/pairs.cpp"
 CHOSEN_AT_A_TIME = 43 * 48  # whole groups of pairs.cpp; at D = 512 four megabytes for a model and a direction
 _MOST_CANDIDATES, _FEWEST_CANDIDATES = 1536, 192  # of a call: whole blocks of pairs.cpp for most D
 _OWN_BLOCK = 128
+_SMALL = 2**25  # multiply-adds, a millisecond: starting threads takes longer
 _STORED = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _ERRORS = {1: MemoryError("no memory for a block of candidates"), 2: ValueError("a row is out of range")}
 
@@ -124,11 +126,15 @@ class NativePairs:
         self._own_B[rows_n] = own_scores(self._sides, self._loss, rows_n)
 
     def _add(self, chosen_c: Tensor) -> None:
-        packed = each_on_one_core(lambda way: self._packed(way[2], chosen_c), list(self._ways()), self._threads)
+        ways = list(self._ways())
+        width = sum(candidates_BD.shape[1] for _, candidates_BD, _ in ways)
+        small = len(self._standing_n) * len(chosen_c) * width < _SMALL
+        spread = _here if small else each_on_one_core
+        packed = spread(lambda way: self._packed(way[2], chosen_c), ways, self._threads)
         directions = (_Direction * len(packed))(
             *(
                 _Direction(_rows(candidates_BD), panels.data_ptr(), side.weight, side.scale, side.bias)
-                for (side, candidates_BD, _), panels in zip(self._ways(), packed, strict=True)
+                for (side, candidates_BD, _), panels in zip(ways, packed, strict=True)
             )
         )
 
@@ -142,7 +148,7 @@ class NativePairs:
 
         size = len(self._standing_n) // (4 * self._threads) // _FEWEST_CANDIDATES * _FEWEST_CANDIDATES
         size = min(max(size, _FEWEST_CANDIDATES), _MOST_CANDIDATES)
-        each_on_one_core(work, self._standing_n.split(size), self._threads)
+        spread(work, self._standing_n.split(size), self._threads)
 
     def _ways(self) -> Iterator[tuple[Side, Tensor, Tensor]]:
         """(model, candidates, chosen): images among texts, then texts among images."""
@@ -159,6 +165,11 @@ class NativePairs:
             )
         )
         return panels
+
+
+def _here(work: Callable[[T], R], blocks: Sequence[T], threads: int) -> list[R]:  # noqa: ARG001
+    """`each_on_one_core` without threads: the library's calls use none of torch's."""
+    return [work(block) for block in blocks]
 
 
 def _rows(tensor_BD: Tensor) -> _Rows:

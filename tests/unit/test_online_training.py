@@ -316,3 +316,15 @@ def test_the_pinned_record_names_its_inputs(shards: list[Path], reference: Path,
     assert all(len(entry["digest"]) >= 32 for entry in record["inputs"])
     assert record["settings"]["criterion"] == "learnability"
     assert "reference" in record["models"]
+
+
+def test_fast_layers_survive_the_checkpoint(shards: list[Path], reference: Path, tmp_path: Path) -> None:
+    """A learner with fast feedforward layers is loaded with them, embeds as it did, and is gone on from."""
+    settings = {**FEW, "reference": str(reference), "ffn": "fff", "ffn_depth": 2}
+    result = train(shards, tmp_path / "run", **settings)
+    loaded = load_model(str(result.path), precision="fp32")
+    assert any(type(part).__name__ == "FastFeedforward" for part in loaded.module.modules())
+    assert all(torch.equal(value, weights(result.path)[name]) for name, value in loaded.module.state_dict().items())
+    onward = train(shards, tmp_path / "onward", **{**settings, "ffn": "dense", "model": str(result.path)})
+    assert (onward.path / "curate_feedforward.json").is_file()
+    assert load_model(str(onward.path), precision="fp32").width == loaded.width

@@ -20,6 +20,7 @@ import torch
 
 from curate.costs.ledger import CostLedger
 from curate.errors import CacheMismatch, UsageError
+from curate.estimators.problem import Problem
 from curate.learner.candidates import Candidates, all_of, read_reference
 from curate.learner.checkpoint import TRAINING_FILE, add_checkpoint
 from curate.learner.dataset import Opened, open_pairs
@@ -29,16 +30,19 @@ from curate.learner.fitting import fit
 from curate.learner.forecast import measured_factor
 from curate.learner.measuring import opened_measure
 from curate.learner.report import write_report
-from curate.learner.running import Extras, Report
+from curate.learner.running import Extras, Report, Team
 from curate.learner.settings import TrainResult, TrainSettings, parse_settings
 from curate.learner.start import Start, prepare
+from curate.learner.stepping import MAX_SCALE
 from curate.learner.telling import tail
 from curate.learner.trust import MOST, Trusted, held_out
 from curate.models.embed import DualEncoder
 from curate.models.identity import ModelIdentity
 from curate.models.load import load_model
 from curate.models.spec import parse_spec
+from curate.pipelines.data_parallel import ForwardTeam
 from curate.pipelines.engine import Mode, open_engine
+from curate.pipelines.replicas import ClippedStep
 from curate.pipelines.runner import local_output, score
 from curate.pipelines.teeing import pin_tee, tee
 from curate.receipts import Store
@@ -114,6 +118,7 @@ def train(
             ledger,
             progress,
             None if quiet else _say,
+            stack.enter_context(_team(chosen, where)),
             teeing,
         )
         course = fit(start, candidates, chosen, extras)
@@ -166,6 +171,28 @@ def _teeing(
             tee(files.root, local_output(output), running, samples=pairs, scores=scores, final=final)
 
         yield write
+
+
+@contextmanager
+def _team(settings: TrainSettings, where: Where) -> Iterator[Team | None]:
+    """What shares a forward gradient among workers: processes here, or those of the scheduler."""
+    if settings.estimator_workers == 1:
+        yield None
+        return
+    count = settings.estimator_workers
+    mode = where.engine or (None if where.scheduler else "processes")
+    with open_engine(
+        workers=None if where.scheduler else count,
+        scheduler=where.scheduler,
+        mode=mode,
+        allow_remote=where.allow_remote,
+    ) as running:
+
+        def shared(problem: Problem, optimiser: torch.optim.Optimizer, estimator: Any) -> ForwardTeam:
+            finish = ClippedStep(settings.clip_gradient, MAX_SCALE)
+            return ForwardTeam(running, problem, optimiser, estimator, workers=count, finish=finish)
+
+        yield shared
 
 
 def _absolute(settings: TrainSettings) -> TrainSettings:

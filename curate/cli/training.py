@@ -41,6 +41,7 @@ def train(
     estimator: str = "backprop",
     tangents: int = 1,
     rules: str = "",
+    estimator_workers: int = 1,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     seed: int = 0,
     eval_shards: Annotated[Shards, Parameter(name=["--eval", "--eval-shards"])] = (),
@@ -108,6 +109,8 @@ def train(
         Directions per step of an estimator that has them.
     rules
         For hybrid, the first that matches decides: "logit_*:exact,*:backprop".
+    estimator_workers
+        Share a forward gradient among so many worker processes: embeddings and scalars travel, gradients do not.
     eval_shards
         Held-out shards for image-text retrieval, at the end and every --eval-every steps.
     zeroshot
@@ -137,7 +140,8 @@ def train(
         "filter_ratio": filter_ratio, "gain": gain, "chunks": chunks, "handover": handover, "trusted": trusted,
         "watch_every": watch_every, "scoring": scoring, "lag": lag, "epochs": epochs, "lr": lr,
         "weight_decay": weight_decay, "warmup": warmup, "augment": augment, "ffn": ffn, "ffn_depth": ffn_depth,
-        "ffn_leaf_width": ffn_leaf_width, "estimator": estimator, "tangents": tangents, "rules": rules, "seed": seed,
+        "ffn_leaf_width": ffn_leaf_width, "estimator": estimator, "tangents": tangents, "rules": rules,
+        "estimator_workers": estimator_workers, "seed": seed,
         "precision": precision, "eval_shards": eval_shards, "zeroshot": zeroshot, "zeroshot_label": zeroshot_label,
         "eval_every": eval_every, "checkpoint_every": checkpoint_every, "label": label, "clean": clean,
     }  # fmt: skip

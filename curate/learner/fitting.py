@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from curate.costs.energy import meter
 from curate.costs.flops import Size
 from curate.errors import CurateError
 from curate.estimators.names import make_estimator
+from curate.estimators.penalised import Penalised, penalises
+from curate.estimators.problem import Problem
 from curate.learner.candidates import Candidates
 from curate.learner.chosen_log import ChosenLog
 from curate.learner.drawing import Drawer
@@ -71,6 +74,10 @@ def fit(start: Start, candidates: Candidates, settings: TrainSettings, extras: E
         order = Order(len(candidates), settings.seed)
         ahead = stack.enter_context(read_ahead(candidates.pairs, candidates.row_M, order))
         size = resume(engine, extras.files, ahead)
+        if extras.team is not None:
+            stepper = engine.stepper
+            team = stack.enter_context(extras.team(stepper.problem, stepper.optimiser, stepper.estimator))
+            engine = replace(engine, stepper=replace(stepper, estimator=team))
         journal = None
         if extras.files is not None:
             events = EventWriter(extras.files.events, purge_step=engine.course.step + 1 if size else None)
@@ -116,10 +123,17 @@ def _engine(
         settings,
         candidates,
         Drawer(settings, candidates, scorer, costs, trusted),
-        Stepper(settings, problem, estimator, optimiser, vocabulary.compact, device, costs, low, reuse),
+        Stepper(
+            settings, _penalised(problem, settings), estimator, optimiser, vocabulary.compact, device, costs, low, reuse
+        ),
         course,
         settings.total_steps(len(candidates)),
     )
+
+
+def _penalised(problem: LearnerProblem, settings: TrainSettings) -> Problem:
+    """With the penalties of fast feedforward layers in the loss, where the estimator can learn from them."""
+    return Penalised(problem) if settings.penalised and penalises(problem.module) else problem
 
 
 def _reuse(

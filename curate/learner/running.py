@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from curate.costs.ledger import CostLedger
+from curate.estimators.problem import Problem
+from curate.estimators.report import GradientEstimator
 from curate.learner.chosen_log import ChosenLog
 from curate.learner.engine import Engine, Progress
 from curate.learner.files import RunFiles
@@ -17,13 +22,15 @@ from curate.learner.trust import Trusted, Watch
 from curate.learner.vocabulary import AsItIs, Vocabulary
 
 Report = Callable[[Progress], None]
+Team = Callable[[Problem, torch.optim.Optimizer, GradientEstimator], AbstractContextManager[GradientEstimator]]
 
 
 @dataclass(frozen=True, slots=True)
 class Extras:
     """What a run may have beside model, data and settings; every part is optional.
 
-    `say` is told what is worth a line, `kept` is called after each state that was written.
+    `say` is told what is worth a line, `kept` is called after each state that was written, `team` shares an
+    estimator's work among workers.
     """
 
     files: RunFiles | None = None
@@ -32,6 +39,7 @@ class Extras:
     ledger: CostLedger = field(default_factory=CostLedger)
     progress: Report | None = None
     say: Callable[[str], None] | None = None
+    team: Team | None = None
     kept: Callable[[], None] | None = None
 
 

@@ -62,6 +62,7 @@ class TrainSettings:
     estimator: str = "backprop"
     tangents: int = 1
     rules: str = ""
+    estimator_workers: int = 1
     scoring: Scoring = "full"
     lag: int = 0
     handover: str = "auto"
@@ -103,6 +104,7 @@ class TrainSettings:
             (self.chunks < 1, f"chunks {self.chunks} must be at least 1"),
             (not 0 <= self.gain < math.inf, f"gain {self.gain} must be 0 or more"),
             (self.lag < 0, f"lag {self.lag} must be 0 or more steps"),
+            (self.estimator_workers < 1, f"estimator workers {self.estimator_workers} must be at least 1"),
             (self.tangents < 1, f"tangents {self.tangents} must be at least 1"),
             (self.watch_every < 1, f"watch every {self.watch_every} steps: at least 1"),
             (self.checkpoint_every < 1, f"a checkpoint every {self.checkpoint_every} steps: at least 1"),
@@ -135,6 +137,10 @@ class TrainSettings:
                 f"flexi trains part of a batch at low resolution, which estimator {self.estimator!r} cannot",
             ),
             (
+                self.estimator_workers > 1 and self.estimator not in ("forward", "forward-dense"),
+                f"estimator {self.estimator!r} is not shared among workers; forward and forward-dense are",
+            ),
+            (
                 self.lag > 0 and criterion in ("uniform", "alignment"),
                 f"a lag of scores means nothing to criterion {criterion!r}",
             ),
@@ -146,6 +152,20 @@ class TrainSettings:
         return (
             self.batch if self.criterion == "uniform" else max(self.batch, round(self.batch / (1 - self.filter_ratio)))
         )
+
+    @property
+    def penalised(self) -> bool:
+        """Does the loss hold the penalties of fast feedforward layers? Local losses and perturbed activations cannot."""
+        whole = (
+            "backprop",
+            "backprop-checkpoint",
+            "forward",
+            "forward-dense",
+            "forward-exact",
+            "zeroth-order",
+            "hybrid",
+        )
+        return self.estimator in whole and self.estimator_workers == 1
 
     @property
     def uses_reference(self) -> bool:

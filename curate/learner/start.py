@@ -67,7 +67,7 @@ def _replaced(module: nn.Module, settings: TrainSettings) -> FeedforwardConfig |
         raise UsageError(f"model {settings.model!r} has no transformer blocks to put fast feedforward layers into")
     neurons = min(parts_of(site).inward.out_features for site in sites)
     width = settings.ffn_leaf_width or max(1, neurons >> settings.ffn_depth)
-    config = FeedforwardConfig(depth=settings.ffn_depth, leaf_width=width, balance=0.01)
+    config = FeedforwardConfig(depth=settings.ffn_depth, leaf_width=width, balance=0.01 if settings.penalised else 0.0)
     dice = torch.Generator().manual_seed(settings.seed)
     replace_feedforward(module, config, generator=dice)
     return config

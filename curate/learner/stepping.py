@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from curate.costs.flops import Size
+from curate.estimators.penalised import Penalised
 from curate.estimators.problem import Problem, trainable
 from curate.estimators.report import GradientEstimator, GradReport
 from curate.estimators.tangents import dimensions
@@ -73,7 +74,9 @@ class Stepper:
 
     def _reused(self, reuse: Reuse, image_bCHW: Tensor, row_b: Tensor, step: int) -> tuple[GradReport, float]:
         """Gradients on rows whose forward products were kept, and the FLOPs that this saved."""
-        problem = ReusedProblem(self.problem.module, reuse)
+        problem: Problem = ReusedProblem(self.problem.module, reuse)
+        if isinstance(self.problem, Penalised):
+            problem = Penalised(problem)
         full_mCHW = image_bCHW[:0] if self.low is None else image_bCHW[::2]
         row_b = row_b if self.low is None else torch.cat([row_b[::2], row_b[1::2]])
         before = reuse.saved_flops

@@ -33,9 +33,10 @@ FLAGS = {
     "probe": "SHARDS --estimator --model --tangents --rules --batch --seeds --loss --seed --json",
     "run": f"RECIPE --output -o --set --dry-run --overwrite --json {ENGINE}",
     "train": "SHARDS --output -o --model --reference --criterion --filter-ratio --batch --steps --epochs --loss --gain "
-    "--chunks --handover --trusted --watch-every --scoring --lag --lr --weight-decay --warmup --augment --ffn --ffn-depth "
-    "--ffn-leaf-width --estimator --tangents --rules --precision --seed --eval --eval-shards --zeroshot "
-    "--zeroshot-label --eval-every --checkpoint-every --label --clean --write-shards --baseline --reference-cache "
+    "--chunks --handover --trusted --watch-every --scoring --lag --lr --weight-decay --warmup --augment --ffn "
+    "--ffn-depth --ffn-leaf-width --estimator --tangents --rules --estimator-workers --precision --seed --eval "
+    "--eval-shards --zeroshot --zeroshot-label --eval-every --checkpoint-every --label --clean --write-shards "
+    "--baseline --reference-cache "
     f"--overwrite --json {ENGINE}",
 }
 VERBS = sorted(FLAGS)

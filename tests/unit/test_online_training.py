@@ -318,6 +318,20 @@ def test_the_pinned_record_names_its_inputs(shards: list[Path], reference: Path,
     assert "reference" in record["models"]
 
 
+@pytest.mark.filterwarnings("ignore::curate.errors.CurateWarning")
+def test_a_forward_gradient_can_be_shared(shards: list[Path], tmp_path: Path) -> None:
+    """Two workers give the losses of one, to the rounding of sums; what cannot be shared is refused."""
+    settings = {**FEW, "model": "mini-vit", "criterion": "uniform", "estimator": "forward"}
+    alone = train(shards, tmp_path / "alone", **settings)
+    shared = train(shards, tmp_path / "shared", estimator_workers=2, engine="inline", **settings)
+    losses = [
+        [line["loss"] for line in read_log(run.path / "log.jsonl") if line["kind"] == "step"] for run in (alone, shared)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    with pytest.raises(UsageError, match="is not shared among workers"):
+        train(shards, tmp_path / "local", estimator_workers=2, **{**settings, "estimator": "forward-local"})
+
+
 def test_fast_layers_survive_the_checkpoint(shards: list[Path], reference: Path, tmp_path: Path) -> None:
     """A learner with fast feedforward layers is loaded with them, embeds as it did, and is gone on from."""
     settings = {**FEW, "reference": str(reference), "ffn": "fff", "ffn_depth": 2}

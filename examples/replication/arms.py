@@ -12,6 +12,10 @@ ARMS: Final[dict[str, dict[str, Any]]] = {
     "jest": {},
     "jest-lr-3e-3": {"lr": 3e-3},
     "handover": {"handover": "auto"},
+    "uniform-warm-20": {**UNIFORM, "warmup": 0.02},  # steps of a thousand; the others take 100
+    "jest-warm-20": {"warmup": 0.02},
+    "flexi-warm-20": {"scoring": "flexi", "warmup": 0.02},
+    "handover-warm-20": {"handover": "auto", "warmup": 0.02},
     "easy-reference": {"criterion": "easy-reference"},
     "hard-learner": {"criterion": "hard-learner"},
     "independent": {"chunks": 1},  # one chunk: every pair by its own score

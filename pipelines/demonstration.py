@@ -94,7 +94,7 @@ def demo(
             path / "corpus", samples=samples, shards=_shards(samples), seed=seed, clean_reference=clean_reference,
             trusted=min(300, samples), held_out=min(400, samples),
         )  # fmt: skip
-    with _timed(seconds, "fitting"), _reporting(steps, quiet=quiet) as report:
+    with _timed(seconds, "fitting"), _reporting("fit", steps, quiet=quiet) as report:
         fitted = train(
             corpus.reference, path / "reference", model="curate-tiny", steps=steps, seed=seed, progress=report
         )
@@ -156,9 +156,9 @@ def _learn(
         "model": "curate-tiny", "batch": batch, "steps": steps, "seed": seed, "label": "fault",
         "eval_shards": corpus.held_out, "eval_every": max(1, steps // 10), "lr": 1e-3,
     }  # fmt: skip
-    with _reporting(steps, quiet=quiet) as report:
+    with _reporting("uniform", steps, quiet=quiet) as report:
         train(corpus.pool, path / "uniform", criterion="uniform", progress=report, **common)
-    with _reporting(steps, quiet=quiet) as report:
+    with _reporting("joint", steps, quiet=quiet) as report:
         train(
             corpus.pool, path / "joint", reference=f"local-dir:{reference}", reference_cache=scored,
             criterion="learnability", trusted=corpus.trusted, watch_every=max(1, steps // 10),
@@ -202,7 +202,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def _reporting(steps: int, *, quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """Show the steps of the fit."""
-    with progress("fit", steps, "steps", quiet=quiet) as shown:
+def _reporting(title: str, steps: int, *, quiet: bool) -> Iterator[Callable[[Progress], None]]:
+    """Show the steps of a training."""
+    with progress(title, steps, "steps", quiet=quiet) as shown:
         yield lambda state: shown.advance(1, f"loss {state.loss:.2f}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.learner.report.history import number, read_history
-from curate.learner.report.metrics import Reached, best, first_at, measured
+from curate.learner.report.metrics import Reached, measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,19 @@ class LearnerRace:
 
 def race(uniform: Path, joint: Path) -> LearnerRace:
     """Compare two finished runs that were evaluated on the same held-out pairs."""
-    ours, theirs = read_history(joint), read_history(uniform)
-    top, mine = best(theirs, "recall"), best(ours, "recall")
-    target = 0.0 if top is None else top.value
-    reached = [first_at(run, "recall", target) if measured(run, "recall") else None for run in (theirs, ours)]
-    return LearnerRace(target, _side(target, reached[0]), _side(0.0 if mine is None else mine.value, reached[1]))
+    theirs, ours = _trained(uniform), _trained(joint)
+    target = max((at.value for at in theirs), default=0.0)
+    sides = (_side(at, next((one for one in at if one.value >= target), None)) for at in (theirs, ours))
+    return LearnerRace(target, *sides)
 
 
-def _side(highest: float, at: Reached | None) -> Side:
+def _trained(run: Path) -> list[Reached]:
+    """The measurements of a run but for the one before its first step."""
+    return [at for at in measured(read_history(run), "recall") if number(at.record, "step")]
+
+
+def _side(found: list[Reached], at: Reached | None) -> Side:
+    highest = max((one.value for one in found), default=0.0)
     if at is None:
         return Side(highest, None, None)
     return Side(highest, int(number(at.record, "step") or 0), _learner_flops(at))

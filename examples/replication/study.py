@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,10 @@ def settings_of(arm: str, seed: int, steps: int, eval_every: int) -> TrainSettin
     return parse_settings({**common, **given})
 
 
-def run(arm: str, seed: int, noise: float, at: Bench, runs: Path, *, steps: int, eval_every: int) -> None:
-    """Train one arm, unless it is there."""
+def run(
+    arm: str, seed: int, noise: float, at: Bench, runs: Path, *, steps: int, eval_every: int, until: int | None = None
+) -> None:
+    """Train one arm, unless it is there; `until` ends it early, on the schedule of all its steps."""
     files = RunFiles(runs / f"{arm}-noise-{noise:g}-seed-{seed}")
     if (files.root / "done").exists():
         return
@@ -130,13 +133,16 @@ def run(arm: str, seed: int, noise: float, at: Bench, runs: Path, *, steps: int,
     candidates: Candidates = all_of(pairs, reference, clean=("true",))
     start = started(settings.model, seed, at)
     watched = Trusted(trusted.image_NCHW, trusted.token_NT, None if reference is None else looked_at(model, trusted))
-    extras = Extras(files, accuracy(start, at), watched, ledger, progress=_told(arm, seed, noise))
-    fit(start, candidates, settings, extras)
+    extras = Extras(files, accuracy(start, at), watched, ledger, progress=_told(arm, seed, noise, until))
+    with suppress(KeyboardInterrupt if until else ()):
+        fit(start, candidates, settings, extras)
     (files.root / "done").touch()
 
 
-def _told(arm: str, seed: int, noise: float) -> Callable[[Progress], None]:
+def _told(arm: str, seed: int, noise: float, until: int | None) -> Callable[[Progress], None]:
     def tell(state: Progress) -> None:
+        if state.step == until:
+            raise KeyboardInterrupt
         if state.step % 250 == 0:
             rate = f"{state.samples_per_second:,.0f}/s"
             print(f"{arm} noise {noise:g} seed {seed}: {state.step}/{state.steps} {rate} {state.note}", flush=True)
@@ -152,13 +158,14 @@ def main() -> None:
     parser.add_argument("--noise", nargs="+", type=float, default=[0.8])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--until", type=int, help="stop at this step of the schedule, for arms of the second rank")
     parser.add_argument("--eval-every", type=int, default=25)
     args = parser.parse_args()
     at = bench(args.parquet)
     for seed in args.seeds:
         for noise in args.noise:
             for arm in args.arms:
-                run(arm, seed, noise, at, args.runs, steps=args.steps, eval_every=args.eval_every)
+                run(arm, seed, noise, at, args.runs, steps=args.steps, eval_every=args.eval_every, until=args.until)
 
 
 if __name__ == "__main__":

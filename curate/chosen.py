@@ -84,19 +84,19 @@ def read_log(run: Path) -> Iterator[Segment]:
 
     Example: with `00000001-00000050.parquet` and `00000051-00000060.parquet` it yields two segments.
     """
-    named = sorted((int(m[1]), int(m[2]), path) for path, m in _segment_names(run))
     expected = 1
-    for first, last, path in named:
+    for first, last, path in segments(run / "_curate" / "chosen"):
         if first != expected or last < first:
             raise VerificationError(f"{path}: the log should go on with step {expected}; segments overlap or are gone")
         yield read_segment(path, first, last)
         expected = last + 1
 
 
-def _segment_names(run: Path) -> Iterator[tuple[Path, re.Match[str]]]:
-    for path in (run / "_curate" / "chosen").glob("*.parquet"):
-        if match := _SEGMENT.fullmatch(path.name):
-            yield path, match
+def segments(directory: Path) -> list[tuple[int, int, Path]]:
+    """First step, last step and path of each segment, in order; none where there is no directory."""
+    return sorted(
+        (int(m[1]), int(m[2]), path) for path in directory.glob("*.parquet") if (m := _SEGMENT.fullmatch(path.name))
+    )
 
 
 def read_segment(path: Path, first: int, last: int) -> Segment:

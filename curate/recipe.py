@@ -25,6 +25,7 @@ from typing import Annotated, Any, Final, Literal, get_type_hints
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from curate.errors import UsageError
+from curate.learner.settings import FREE as FREE_IN_TRAINING
 from curate.learner.settings import TrainSettings, parse_settings
 from curate.marked_yaml import Marked, Place, read_yaml
 from curate.selection.criteria import AnyCriterion
@@ -32,7 +33,7 @@ from curate.settings import ScoreSettings, SelectSettings, WriteSettings
 
 MOST_ROUNDS: Final = 1000
 _OPTION: Final = re.compile(r"--([a-z][a-z-]*)")  # what a verb calls an option is a key here
-FREE: Final = ("tolerance", "memory_gb", "device")  # may change between two calls: they change no result
+FREE: Final = ("tolerance", "grams_per_kwh", *FREE_IN_TRAINING)  # may change between two calls: they change no result
 
 
 def _as_tuple(value: Any) -> Any:
@@ -111,6 +112,7 @@ _OF_ROUNDS: Final = (
     "write_shards",
     "reference_cache",
     "baselines",
+    "grams_per_kwh",
 )  # keys of `train` that are no settings
 _TRAIN: Final = create_model(
     "_Train",
@@ -122,6 +124,7 @@ _TRAIN: Final = create_model(
         "write_shards": (bool, False),
         "reference_cache": (str, None),
         "baselines": (Several, ()),
+        "grams_per_kwh": (float, Field(default=None, ge=0)),
     },
 )
 
@@ -213,12 +216,9 @@ def _reference(marked: Marked, given: Any) -> tuple[str | None, dict[str, Any] |
 
 def _check_together(recipe: Recipe) -> None:
     """What no field shows alone."""
-    marked, score, train = recipe.marked, recipe.score, recipe.train
+    marked, score = recipe.marked, recipe.score
     named = {"reference": "R"} if recipe.has_reference else {}
     _blamed(lambda given: parse_settings({"criterion": None, **given, **named}), recipe.settings, marked, ("train",))
-    if train.get("ffn") == "fff" and recipe.rounds > 1 and not train.get("fresh"):
-        problem = "a learner with fast feedforward layers is not gone on from; set fresh: true, or rounds: 1"
-        raise marked.error(("train", "ffn"), problem)
     if score is not None:
         _check_score(recipe, score)
     given = recipe.eval

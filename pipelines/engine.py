@@ -82,7 +82,7 @@ class OnDask:
 @contextlib.contextmanager
 def open_engine(
     *, workers: int | None = None, scheduler: str | None = None, mode: Mode | None = None, allow_remote: bool = False
-) -> Iterator[Engine]:
+) -> Iterator[Inline | OnDask]:
     """The engine for these settings.
 
     Without any, an embedded Dask in this process that runs one unit for every four cores, at most four; the threads of

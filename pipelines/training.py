@@ -7,61 +7,47 @@ learner trains in this process, reading ahead; what it trained on can be written
 from __future__ import annotations
 
 import json
-import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from curate.costs.ledger import CostLedger
-from curate.errors import CacheMismatch, UsageError
+from curate.costs.energy import Joules, co2_grams
+from curate.errors import UsageError
 from curate.estimators.problem import Problem
-from curate.learner.candidates import Candidates, all_of, read_reference
 from curate.learner.checkpoint import TRAINING_FILE, add_checkpoint
 from curate.learner.dataset import Opened, open_pairs
 from curate.learner.engine import Course
-from curate.learner.files import RunFiles, begin_run, check_run
+from curate.learner.files import RunFiles, alone, begin_run, check_run
 from curate.learner.fitting import fit
 from curate.learner.forecast import measured_factor
 from curate.learner.measuring import opened_measure
+from curate.learner.problem import wants_bf16
 from curate.learner.report import write_report
+from curate.learner.report.history import read_history
 from curate.learner.running import Extras, Report, Team
-from curate.learner.settings import TrainResult, TrainSettings, parse_settings
-from curate.learner.start import Start, prepare
+from curate.learner.settings import FREE, TrainResult, TrainSettings, parse_settings
+from curate.learner.start import prepare
 from curate.learner.stepping import MAX_SCALE
 from curate.learner.telling import tail
-from curate.learner.trust import MOST, Trusted, held_out
 from curate.models.embed import DualEncoder
-from curate.models.identity import ModelIdentity
-from curate.models.load import load_model
+from curate.models.precision import choose_device
 from curate.models.spec import parse_spec
 from curate.pipelines.data_parallel import ForwardTeam
 from curate.pipelines.engine import Mode, open_engine
+from curate.pipelines.reference_pass import Where, reference_model, referred_candidates, trusted_pairs
 from curate.pipelines.replicas import ClippedStep
-from curate.pipelines.runner import local_output, score
+from curate.pipelines.runner import local_output
 from curate.pipelines.teeing import pin_tee, tee
-from curate.receipts import Store
-from curate.run_record import read_run
+from curate.run_record import refuse_foreign
 from curate.shards.sources import Patterns, ShardSource, expand_shards
-
-PROBES = ("a red circle", "two dogs on a beach at sunset, one of them asleep", "ein rotes Haus")
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """On what the reference's pass runs, and an earlier run's scores; none of it changes what comes out."""
-
-    cache: Path | None = None
-    workers: int | None = None
-    scheduler: str | None = None
-    engine: Mode | None = None
-    allow_remote: bool = False
-    quiet: bool = True
 
 
 def train(
@@ -76,6 +62,7 @@ def train(
     allow_remote_scheduler: bool = False,
     write_shards: str | PathLike[str] | None = None,
     baselines: Sequence[str | PathLike[str]] = (),
+    grams_per_kwh: float | None = None,
     progress: Report | None = None,
     quiet: bool = True,
     **settings: Any,
@@ -84,11 +71,12 @@ def train(
 
     `settings` are the fields of `curate.learner.settings.TrainSettings`. `reference_cache` is an OUT of `curate score`
     with the same reference. What is trained on is written to new shards in `write_shards`; `baselines` are finished
-    runs that the report compares with. Where the run was interrupted, the same call takes it up again.
+    runs that the report compares with, `grams_per_kwh` is the intensity by which it turns joules into CO2. Where the
+    run was interrupted, the same call takes it up again; `overwrite` removes it first, and nothing else in `output`.
 
-    Errors: UsageError for settings, an output in use, shards without a readable pair, models that do not fit;
-    RunMismatch where the run there was begun with other settings; CacheMismatch; ShardError; StorageError; CurateError
-    where something is not finite.
+    Errors: UsageError for settings, an output in use (also by another process), shards without a readable pair, models
+    that do not fit; RunMismatch where the run there was begun with other settings; CacheMismatch; ShardError;
+    StorageError; CurateError where something is not finite.
     Example: `train(["shards/{0..3}.tar"], "run", reference="small", criterion="learnability", steps=500).loss`.
     """
     chosen = _absolute(parse_settings(settings))
@@ -96,39 +84,54 @@ def train(
     check_run(files, overwrite=overwrite)
     began = time.perf_counter()
     cache = None if reference_cache is None else local_output(reference_cache)
+    teed = None if write_shards is None else local_output(write_shards)
+    against = [local_output(run) for run in baselines]
+    reported = partial(write_report, output=files.report, baselines=against, grams_per_kwh=grams_per_kwh)
+    _check_report(against, grams_per_kwh)
+    if overwrite:
+        _check_overwriting(files.root, chosen, [path for path in (cache, *against) if path is not None])
+    if teed is not None:
+        _check_tee(files, teed)
     where = Where(cache, workers, scheduler, engine, allow_remote_scheduler, quiet)
     start, sources = prepare(chosen), tuple(expand_shards(shards))
     with ExitStack() as stack:
         opened = stack.enter_context(
             open_pairs(sources, start.tokenizer, start.rule, memory_gb=chosen.memory_gb, label=chosen.label)
         )
-        reference = _reference_model(chosen, start)
+        reference = reference_model(chosen, start)
+        _of_size(chosen, len(opened.pairs))  # refused before an earlier run is removed
+        _check_sources(chosen, sources, opened, where)
+        stack.enter_context(alone(files))
         begin_run(files, _record(chosen, sources, opened, reference), overwrite=overwrite)
         if files.finished:
-            return _found(files, opened, baselines)
-        candidates, ledger = _candidates(chosen, opened, reference, sources, files, where)
-        trusted, candidates = _trusted(chosen, start, reference, candidates, files, where)
-        chosen = _of_size(chosen, candidates)
+            return _found(files, opened, teed, where, reported)
+        candidates, ledger = referred_candidates(chosen, opened, reference, sources, files, where)
+        trusted, candidates, more = trusted_pairs(chosen, start, reference, candidates, files, where)
+        chosen = _of_size(chosen, len(candidates))
         pairs = chosen.total_steps(len(candidates)) * chosen.batch
-        teeing = stack.enter_context(_teeing(files, pairs, write_shards, where, overwrite=overwrite))
+        teeing = stack.enter_context(_teeing(files, pairs, teed, where, overwrite=overwrite))
         extras = Extras(
             files,
             stack.enter_context(opened_measure(start, chosen)),
             trusted,
-            ledger,
+            ledger + more,
             progress,
-            None if quiet else _say,
+            where.say,
             stack.enter_context(_team(chosen, where)),
             teeing,
         )
-        course = fit(start, candidates, chosen, extras)
+        try:
+            course = fit(start, candidates, chosen, extras)
+        except KeyboardInterrupt:
+            reported(files.root)  # of what there is so far
+            raise
         samples, skipped = len(opened.pairs), opened.skipped
         teeing(final=True)
-    record = _history(chosen, sources, course, samples, skipped)
-    path = add_checkpoint(
-        start.module, files.root, architecture=start.architecture, training=record, feedforward=start.feedforward
-    )
-    report = write_report(path, files.report, baselines=[Path(run) for run in baselines])
+        record = _history(chosen, sources, course, samples, skipped)
+        path = add_checkpoint(
+            start.module, files.root, architecture=start.architecture, training=record, feedforward=start.feedforward
+        )
+    report = reported(path)
     factor = measured_factor(course.ledger, course.plain)
     seconds = time.perf_counter() - began
     return TrainResult(path, course.step, seconds, tail(course.losses), samples, skipped, report, factor)
@@ -138,10 +141,55 @@ def _nothing(final: bool = False) -> None:
     """There is nothing to write."""
 
 
-def _found(files: RunFiles, opened: Opened, baselines: Sequence[str | PathLike[str]]) -> TrainResult:
-    """The result of a run that has ended; its report is written again, since the baselines may be others."""
+def _check_report(baselines: Sequence[Path], grams_per_kwh: float | None) -> None:
+    """Refuse before the work what the report would be refused for after it. Errors: UsageError."""
+    for run in baselines:
+        read_history(run)
+    if grams_per_kwh is not None:
+        co2_grams(Joules(), grams_per_kwh)
+
+
+def _check_overwriting(root: Path, settings: TrainSettings, others: Sequence[Path]) -> None:
+    """Refuse to remove what the run is to be made of. Errors: UsageError."""
+    specs = [parse_spec(name) for name in (settings.model, settings.reference) if name is not None]
+    needed = [Path(spec.location) for spec in specs if spec.kind in ("directory", "file")] + list(others)
+    for path in needed:
+        if path.resolve().is_relative_to(root.resolve()):
+            raise UsageError(f"--overwrite would remove {path}, which this run needs; choose another output directory")
+
+
+def _check_tee(files: RunFiles, teed: Path) -> None:
+    """Refuse a place for the new shards before the work. Errors: UsageError."""
+    if teed.resolve() == files.root.resolve():
+        raise UsageError(f"--write-shards {teed} is the run's own directory; choose another one, such as {teed}/chosen")
+    refuse_foreign(teed)
+
+
+def _check_sources(settings: TrainSettings, sources: Sequence[ShardSource], opened: Opened, where: Where) -> None:
+    """Say which held-out shards are trained on. Errors: UsageError for a shard that is there twice."""
+    first = dict(zip(reversed(opened.digests), reversed(sources), strict=True))
+    if settings.criterion != "uniform" and len(first) < len(sources):
+        twice = Counter(opened.digests).most_common(1)[0][0]
+        raise UsageError(
+            f"{first[twice].url} is there twice, the second time under another name; joint draws need each pair once: "
+            "leave one out"
+        )
+    trained = {source.url for source in sources}
+    for name in ("trusted", "eval_shards", "zeroshot"):
+        given = getattr(settings, name)
+        if shared := sorted({source.url for source in expand_shards(given)} & trained if given else ()):
+            where.say(f"{name}: {shared[0]} is trained on, too, so it is no held-out shard")
+
+
+def _found(
+    files: RunFiles, opened: Opened, teed: Path | None, where: Where, reported: Callable[[Path], Path]
+) -> TrainResult:
+    """The result of a run that has ended. Its report is written again, since the baselines may be others; and so are
+    shards that were not asked for before."""
     history = json.loads((files.root / TRAINING_FILE).read_bytes())
-    report = write_report(files.root, files.report, baselines=[Path(run) for run in baselines])
+    with _teeing(files, history["steps"] * history["settings"]["batch"], teed, where, overwrite=False) as teeing:
+        teeing(final=True)
+    report = reported(files.root)
     losses, skipped = history["losses"], opened.skipped
     return TrainResult(
         files.root, history["steps"], history["seconds"], tail(losses), history["samples"], skipped, report,
@@ -149,26 +197,22 @@ def _found(files: RunFiles, opened: Opened, baselines: Sequence[str | PathLike[s
     )  # fmt: skip
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 @contextmanager
 def _teeing(
-    files: RunFiles, pairs: int, output: str | PathLike[str] | None, where: Where, *, overwrite: bool
+    files: RunFiles, pairs: int, output: Path | None, where: Where, *, overwrite: bool
 ) -> Iterator[Callable[..., None]]:
     """What writes the chosen batches to shards, after each state and at the end; does nothing without `output`."""
     if output is None:
         yield _nothing
         return
     scores = None if (files.reference / "_curate").is_dir() else where.cache
-    pin_tee(files.root, local_output(output), samples=pairs, scores=scores, overwrite=overwrite)
+    pin_tee(files.root, output, samples=pairs, scores=scores, overwrite=overwrite)
     with open_engine(
         workers=where.workers, scheduler=where.scheduler, mode=where.engine, allow_remote=where.allow_remote
     ) as running:
 
         def write(final: bool = False) -> None:
-            tee(files.root, local_output(output), running, samples=pairs, scores=scores, final=final)
+            tee(files.root, output, running, samples=pairs, scores=scores, final=final)
 
         yield write
 
@@ -201,153 +245,28 @@ def _absolute(settings: TrainSettings) -> TrainSettings:
     return replace(settings, model=parse_spec(settings.model).absolute, reference=reference)
 
 
-def _reference_model(settings: TrainSettings, start: Start) -> DualEncoder | None:
-    """The reference, if it is weighed. Errors: UsageError where its loss or tokens differ from the learner's."""
-    if not settings.uses_reference or settings.reference is None:
-        return None
-    reference = load_model(settings.reference, precision=settings.precision, device=settings.device)
-    if reference.loss != settings.loss:
-        raise UsageError(
-            f"the reference {settings.reference} was trained with the {reference.loss} loss, the learner is to be with "
-            f"{settings.loss}: their losses do not compare; give --loss {reference.loss}, or another reference"
-        )
-    ours, theirs = (tokenize(list(PROBES)) for tokenize in (start.tokenizer, reference.tokenizer))
-    both = min(ours.shape[1], theirs.shape[1])
-    if not torch.equal(ours[:, : both - 1], theirs[:, : both - 1]):
-        raise UsageError(
-            f"the reference {settings.reference} reads captions with another tokenizer than {settings.model}: their "
-            "losses would be of different texts; choose a reference with the learner's tokenizer"
-        )
-    return reference
-
-
 def _record(
     settings: TrainSettings, sources: Sequence[ShardSource], opened: Opened, reference: DualEncoder | None
 ) -> dict[str, Any]:
     """What TRAIN.json pins."""
-    free = ("memory_gb", "device")
     inputs = [asdict(s) | {"digest": digest} for s, digest in zip(sources, opened.digests, strict=True)]
+    arithmetic = "bf16" if wants_bf16(settings.precision, choose_device(settings.device)) else "fp32"
+    pinned = {name: value for name, value in asdict(settings).items() if name not in FREE}
     return {
         "schema": 1,
-        "settings": {name: value for name, value in asdict(settings).items() if name not in free},
+        "settings": pinned | {"precision": arithmetic},  # "auto" is another one on another machine
         "inputs": inputs,
         "models": {} if reference is None else {"reference": reference.identity.to_json()},
     }
 
 
-def _candidates(
-    settings: TrainSettings,
-    opened: Opened,
-    reference: DualEncoder | None,
-    sources: Sequence[ShardSource],
-    files: RunFiles,
-    where: Where,
-) -> tuple[Candidates, CostLedger]:
-    """The pairs to draw from, and what scoring them with the reference has cost."""
-    clean = settings.clean if settings.label is not None else ()
-    if reference is None or settings.reference is None:
-        return all_of(opened.pairs, clean=clean), CostLedger()
-    began = time.perf_counter()
-    tables, fresh = _reference_tables(settings, reference, opened, sources, files, where)
-    found = all_of(opened.pairs, read_reference(tables, opened.pairs.places.id_N16), clean)
-    flops = reference.flops_per_sample(_mean_tokens(opened)) * len(opened.pairs) if fresh else 0.0
-    ledger = CostLedger().add(
-        "reference", samples=len(opened.pairs) if fresh else 0, flops=flops, seconds=time.perf_counter() - began
-    )
-    return found, ledger
-
-
-def _reference_tables(
-    settings: TrainSettings,
-    reference: DualEncoder,
-    opened: Opened,
-    sources: Sequence[ShardSource],
-    files: RunFiles,
-    where: Where,
-) -> tuple[list[Path], bool]:
-    """Score tables of the shards, in their order: from the cache if it has all of them, else scored now."""
-    if where.cache is not None:
-        _check_cache(where.cache, reference)
-        stored = _tables(where.cache)
-        if all(digest in stored for digest in opened.digests):
-            return [stored[digest] for digest in opened.digests], False
-    return _scored(settings, sources, opened, files.reference, where), True
-
-
-def _scored(
-    settings: TrainSettings, sources: Sequence[ShardSource], opened: Opened, output: Path, where: Where
-) -> list[Path]:
-    """Have the pipeline score shards with the reference; their tables, in the order of the shards."""
-    score(
-        [source.url for source in sources],
-        output,
-        reference=str(settings.reference),
-        precision=settings.precision,
-        reference_cache=where.cache,
-        workers=where.workers,
-        scheduler=where.scheduler,
-        engine=where.engine,
-        allow_remote_scheduler=where.allow_remote,
-        tolerance=1.0,
-        scores_only=True,
-        quiet=where.quiet,
-    )
-    stored = _tables(output)
-    return [stored[digest] for digest in opened.digests]
-
-
-def _check_cache(cache: Path, reference: DualEncoder) -> None:
-    stored = ModelIdentity.from_json(read_run(cache).models["reference"])
-    if found := reference.identity.differences(stored):
-        raise CacheMismatch(
-            f"--reference-cache {cache} was made by {stored.name}, not by this reference: {'; '.join(found)}. Leave "
-            "the option out to embed anew"
-        )
-
-
-def _tables(output: Path) -> dict[str, Path]:
-    store = Store.of(output)
-    found = ((receipt.facts["digest"], store.locate(receipt.outputs[0])) for receipt in store.receipts("score"))
-    return {digest: path for digest, path in found if path is not None}
-
-
-def _mean_tokens(opened: Opened) -> int:
-    token_NT = opened.pairs.token_NT
-    return max(1, round(float((token_NT != 0).sum(1).float().mean())))
-
-
-def _trusted(
-    settings: TrainSettings,
-    start: Start,
-    reference: DualEncoder | None,
-    candidates: Candidates,
-    files: RunFiles,
-    where: Where,
-) -> tuple[Trusted | None, Candidates]:
-    """The trusted pairs, where the run has a use for them, and the candidates without those that were held out."""
-    watched = settings.handover == "auto" and settings.uses_reference
-    if settings.criterion != "alignment" and not watched:
-        return None, candidates
-    if not settings.trusted:
-        if not where.quiet:
-            _say("no --trusted pairs: some of the pool are held out to compare learner and reference by")
-        return held_out(candidates, settings.seed)
-    sources = tuple(expand_shards(settings.trusted))
-    with open_pairs(sources, start.tokenizer, start.rule, memory_gb=settings.memory_gb) as opened:
-        row_T, image_TCHW, token_TC = opened.pairs.read(range(min(MOST, len(opened.pairs))))
-        if reference is None:
-            return Trusted(image_TCHW, token_TC), candidates
-        tables = _scored(settings, sources, opened, files.trusted, where)
-        return Trusted(image_TCHW, token_TC, read_reference(tables, opened.pairs.places.id_N16[row_T])), candidates
-
-
-def _of_size(settings: TrainSettings, candidates: Candidates) -> TrainSettings:
+def _of_size(settings: TrainSettings, candidates: int) -> TrainSettings:
     """Uniform draws make do with what there is; a super-batch has to be there. Errors: UsageError."""
-    if settings.criterion == "uniform" and 2 <= len(candidates) < settings.batch:
-        return replace(settings, batch=len(candidates))
-    if len(candidates) < settings.super_batch:
+    if settings.criterion == "uniform" and 2 <= candidates < settings.batch:
+        return replace(settings, batch=candidates)
+    if candidates < settings.super_batch:
         raise UsageError(
-            f"{len(candidates)} candidates are fewer than a super-batch of {settings.super_batch} (batch "
+            f"{candidates} candidates are fewer than a super-batch of {settings.super_batch} (batch "
             f"{settings.batch} at filter ratio {settings.filter_ratio:g}); lower --batch or --filter-ratio"
         )
     return settings

@@ -53,6 +53,7 @@ def train(
     clean: Shards = ("true", "null", "none", "clean"),
     write_shards: Path | None = None,
     baseline: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative="")] = (),
+    grams_per_kwh: float | None = None,
     reference_cache: Path | None = None,
     overwrite: Flag = False,
     json: Json = False,
@@ -126,11 +127,13 @@ def train(
     write_shards
         Write the chosen batches to new shards there, in the order trained on, for any loader to replay.
     baseline
-        Finished runs to compare with in the report, such as one with --criterion uniform.
+        Finished runs to compare with in the report, such as one with --criterion uniform; pairs are made by seed.
+    grams_per_kwh
+        CO2 per kWh of your electricity, by which the report turns joules into grams; there is no default.
     reference_cache
         An output of `curate score` with the same reference, whose embeddings are used.
     overwrite
-        Remove a run that is in the output directory, and begin anew.
+        Remove the run that is in the output directory, and begin anew; other files there stay.
     """
     from curate.pipelines.training import train
     from curate.reports import fitted_line, training_bar
@@ -148,7 +151,8 @@ def train(
     with training_bar() as report:
         result = train(
             shards, output, overwrite=overwrite, write_shards=write_shards, baselines=baseline,
-            reference_cache=reference_cache, progress=report, quiet=False, **asdict(running), **settings,
+            grams_per_kwh=grams_per_kwh, reference_cache=reference_cache, progress=report, quiet=False,
+            **asdict(running), **settings,
         )  # fmt: skip
     if json:
         return print_json(result.as_json())

@@ -149,7 +149,8 @@ def draw_corpus(
     replace_file(truth, buffer.getvalue())
     planted = Counter(plan.fault for plan in pool if plan.fault is not None)
     counts = {fault: planted[fault] for fault in (*FAULTS, *BROKEN)}
-    return Corpus(directory, *(paths[part] for part in PARTS), truth=truth, planted=counts)
+    pool_paths, reference, sound_paths, held = (paths[part] for part in PARTS)
+    return Corpus(directory, pool_paths, reference, sound_paths, held, truth, counts)
 
 
 def _check(samples: int, shards: int, clean_reference: int) -> None:

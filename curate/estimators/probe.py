@@ -74,10 +74,18 @@ class ProbeReport:
 
 
 def probe(
-    estimator: GradientEstimator, problem: Problem, batch: Any, *, seeds: int = 16, repeats: int = 3, seed: int = 0
+    estimator: GradientEstimator,
+    problem: Problem,
+    batch: Any,
+    *,
+    seeds: int = 16,
+    repeats: int = 3,
+    seed: int = 0,
+    tolerance: float = SLOPE_TOLERANCE,
 ) -> ProbeReport:
     """Measure an estimator against backprop on one batch.
 
+    `tolerance` is the largest deviation of a directional derivative from backprop's, over |g|.
     Example: `probe(make_estimator("forward"), DualEncoderProblem(model), batch).hopeless` is True for d = 200,000.
     Errors: UsageError for fewer than 2 seeds; CurateError where a directional derivative is not what backprop says,
     so that some layer's forward derivative is missing or wrong.
@@ -92,7 +100,7 @@ def probe(
         for n in range(seeds):
             report = _run(estimator, problem, batch, seed + n, again)
             estimates.append((report, _flat(problem)))
-            _check_slopes(report, problem, estimator, g_P)
+            _check_slopes(report, problem, estimator, g_P, tolerance)
         heads_time, heads_share, heads = _heads(problem, batch, g_P, repeats, again)
         ours, theirs = (_milliseconds(e, problem, batch, repeats, again) for e in (estimator, Backprop()))
         peaks = [_peak(e, problem, batch, again) for e in (estimator, Backprop())]
@@ -166,7 +174,9 @@ def _flat(problem: Problem) -> Tensor:
     return torch.cat([p.grad.flatten().double() for p in trainable(problem.module).values() if p.grad is not None])
 
 
-def _check_slopes(report: GradReport, problem: Problem, estimator: GradientEstimator, g_P: Tensor) -> None:
+def _check_slopes(
+    report: GradReport, problem: Problem, estimator: GradientEstimator, g_P: Tensor, tolerance: float
+) -> None:
     """The derivative along each tangent must be <g, v>: a layer that drops tangents is found here."""
     if not isinstance(estimator, Forward):
         return
@@ -174,7 +184,7 @@ def _check_slopes(report: GradReport, problem: Problem, estimator: GradientEstim
     for k, slope in enumerate(report.slopes):
         v_P = torch.cat([tangents.whole(name, k).flatten().double() for name in tangents.parameters])
         found, wanted = slope + report.loss_slopes[k], float(v_P @ g_P)
-        if abs(found - wanted) > SLOPE_TOLERANCE * float(g_P.norm()):
+        if abs(found - wanted) > tolerance * float(g_P.norm()):
             raise CurateError(f"{report.estimator}: the derivative along tangent {k} is {found:.6g} and should be "
                               f"{wanted:.6g}; a layer loses or miscounts forward derivatives")  # fmt: skip
 

@@ -49,7 +49,7 @@ class Reference:
 class Candidates:
     """Rows of `pairs` that may be drawn, and the reference where the criterion asks for one.
 
-    `clean_N` is the truth where it is known (1 clean, 0 not, -1 unknown), for the report alone.
+    `clean_N` is the truth where it is known (1 clean, 0 not), for the report alone.
     """
 
     pairs: PairSource

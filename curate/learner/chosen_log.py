@@ -9,7 +9,6 @@ resumes from are removed. About 40 bytes for each pair trained on.
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curate.chosen import LOG_SCHEMA
+from curate.chosen import LOG_SCHEMA, segments
 from curate.learner.choosing import Chosen
 from curate.learner.dataset import Places
 from curate.scores import safe_text
 from curate.storage import make_directory, remove, replace_file
-
-_NAME = re.compile(r"(\d{8})-(\d{8})\.parquet")
 
 
 class ChosenLog:
@@ -64,19 +61,8 @@ class ChosenLog:
         return pa.Table.from_arrays(arrays, schema=LOG_SCHEMA)
 
 
-def segments(directory: Path) -> list[tuple[int, int, Path]]:
-    """First step, last step and path of each segment, in order."""
-    paths = directory.iterdir() if directory.is_dir() else ()
-    return sorted((int(m[1]), int(m[2]), path) for path in paths if (m := _NAME.fullmatch(path.name)))
-
-
 def cut_back(directory: Path, step: int) -> None:
     """Remove segments of later steps than `step`."""
     for _, last, path in segments(directory):
         if last > step:
             remove(path)
-
-
-def read_chosen(directory: Path) -> pa.Table:
-    """All steps, in order."""
-    return pa.concat_tables([LOG_SCHEMA.empty_table(), *(pq.read_table(path) for _, _, path in segments(directory))])

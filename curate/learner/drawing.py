@@ -128,6 +128,6 @@ class Drawer:
 
 
 def rank_correlation(a_B: Tensor, b_B: Tensor) -> float:
-    """Spearman's: the correlation of the ranks, ties by position. 1 where either is constant."""
+    """Spearman's: the correlation of the ranks, ties by position; 1 for a single candidate."""
     ranks = torch.stack([side.argsort(stable=True).argsort(stable=True).double() for side in (a_B, b_B)])
     return float(torch.corrcoef(ranks)[0, 1]) if len(a_B) > 1 else 1.0

@@ -2,7 +2,8 @@
 
 A step is a function of the weights, the position in the data and the number of the step; the random numbers of the
 draw, of augmentation and of forward gradients are counter-based. So a run that was stopped and taken up again ends with
-the bits of one that was not, on the same machine and number of threads.
+the bits of one that was not, on the same machine and number of threads; on a GPU as far as torch's kernels there repeat
+their own bits (convolutions and attention backwards may not).
 Source: Evans et al. 2024, arXiv 2406.17711, Algorithm 1.
 """
 
@@ -117,9 +118,13 @@ class Engine:
         while self.course.step < self.steps:
             yield self._take(ahead)
 
+    def wanted(self, plan: Plan) -> int:
+        """How many candidates a step under this plan reads: what the plan asks for, as far as there are so many."""
+        return min(plan.candidates(self.settings.batch), len(self.candidates))
+
     def _take(self, ahead: Ahead) -> Taken:
         course, began = self.course, time.perf_counter()
-        while len(course.waiting) <= self.settings.lag:
+        while len(course.waiting) <= min(self.settings.lag, self.steps - course.step - 1):  # none for after the end
             course.waiting.append(self._scored(ahead))
         scored = course.waiting.popleft()
         with self._clock("scoring"):
@@ -145,7 +150,7 @@ class Engine:
         course, batch = self.course, self.settings.batch
         for _ in range(2 + len(self.candidates) // batch):
             start, plan = course.position, course.plan
-            read = ahead.get(start, plan.candidates(batch))
+            read = ahead.get(start, self.wanted(plan))
             course.position = read.position
             if len(read) > 1:
                 return Scored(start, plan, read, self._looked_at(plan, read))
@@ -213,9 +218,9 @@ def waiting_tensors(waiting: deque[Scored]) -> tuple[dict[str, Tensor], list[dic
 
 
 def waiting_again(
-    plain: list[dict[str, Any]], tensors: dict[str, Tensor], read: Callable[[int, int], SuperBatch], batch: int
+    plain: list[dict[str, Any]], tensors: dict[str, Tensor], read: Callable[[int, Plan], SuperBatch]
 ) -> deque[Scored]:
-    """The super-batches that waited, read anew."""
+    """The super-batches that waited, read anew; `read` takes where one began in the data, and its plan."""
     waiting: deque[Scored] = deque()
     for number, entry in enumerate(plain):
         plan = Plan(**entry["plan"])
@@ -223,5 +228,5 @@ def waiting_again(
         if entry["learner"] is not None:
             image_BD, text_BD = (tensors[f"waiting.{number}.{side}"] for side in ("image", "text"))
             learner = Pairs(image_BD, text_BD, *entry["learner"])
-        waiting.append(Scored(entry["start"], plan, read(entry["start"], plan.candidates(batch)), learner))
+        waiting.append(Scored(entry["start"], plan, read(entry["start"], plan), learner))
     return waiting

@@ -3,23 +3,29 @@
 RUN/_curate/TRAIN.json     settings, inputs with their digests, models; pinned when the run starts
 RUN/_curate/state/         the last two states
 RUN/_curate/chosen/        which samples each step trained on
-RUN/_curate/reference/     the reference's scores
+RUN/_curate/reference/     the reference's scores; trusted/ those of the trusted pairs
 RUN/log.jsonl              the journal; RUN/tensorboard and RUN/report.html show it
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from curate.errors import RunMismatch, UsageError
+from curate.learner.checkpoint import TRAINING_FILE
 from curate.learner.journal import LOG
-from curate.models.spec import CONFIG_FILE
+from curate.learner.settings import FREE
+from curate.models.spec import CONFIG_FILE, FEEDFORWARD_FILE, WEIGHTS_FILE
 from curate.run_record import differences
-from curate.storage import make_directory, put_if_absent, readable_json, remove
+from curate.storage import leftovers, make_directory, put_if_absent, readable_json, remove
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +90,52 @@ def check_run(files: RunFiles, *, overwrite: bool) -> None:
     raise UsageError(f"{root} is not empty, {advice}")
 
 
+@contextlib.contextmanager
+def alone(files: RunFiles) -> Iterator[None]:
+    """Keep other processes out of a run while the context lasts; a killed one keeps nobody out. Errors: UsageError."""
+    make_directory(files.root)
+    handle = os.open(files.root, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"another process trains in {files.root}; wait for its end, or choose another directory"
+                ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
 def begin_run(files: RunFiles, record: dict[str, Any], *, overwrite: bool) -> None:
     """Make the directory and pin the run, or check that the one that was begun there is the same.
 
-    Errors: RunMismatch names every difference.
+    What a killed process left half written goes. Errors: RunMismatch names every difference.
     """
-    if overwrite and files.root.is_dir():
-        for path in files.root.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else remove(path)
+    if overwrite:
+        _clear(files)
     make_directory(files.own)
+    for directory in (files.root, files.own, files.state, files.chosen):
+        for path in leftovers(directory):
+            remove(path)
     if put_if_absent(files.record, readable_json(record)):
         return
-    found = list(differences(json.loads(files.record.read_bytes()), json.loads(readable_json(record))))
+    there = json.loads(files.record.read_bytes())
+    there["settings"] = {name: value for name, value in there["settings"].items() if name not in FREE}
+    found = list(differences(there, json.loads(readable_json(record))))
     if found:
         raise RunMismatch(
             f"{files.root} belongs to another run: {'; '.join(found[:6])}. The command that began it resumes "
             "it; choose another directory, or --overwrite to begin anew"
         )
+
+
+def _clear(files: RunFiles) -> None:
+    """Remove a run, and nothing else that lies there; its record last, so that what an interrupt leaves is known."""
+    for name in (CONFIG_FILE, WEIGHTS_FILE, FEEDFORWARD_FILE, TRAINING_FILE):
+        remove(files.root / name)
+    for path in (files.report, files.log):
+        remove(path)
+    for directory in (files.events, files.state, files.chosen, files.reference, files.trusted, files.own):
+        shutil.rmtree(directory, ignore_errors=True)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,8 +62,7 @@ def fit(start: Start, candidates: Candidates, settings: TrainSettings, extras: E
     device = choose_device(settings.device)
     module: Any = start.module
     module.to(device).train()
-    if getattr(getattr(module, "visual", None), "conv1", None) is not None:
-        module.to(memory_format=torch.channels_last)
+    module.to(memory_format=torch.channels_last)  # as `encoder_of` leaves it: a measurement must not move weights
     trusted = extras.trusted
     tokens = candidates.pairs.token_NT
     if trusted is not None and settings.criterion == "alignment":  # its gradient moves these rows, too
@@ -80,7 +79,8 @@ def fit(start: Start, candidates: Candidates, settings: TrainSettings, extras: E
             engine = replace(engine, stepper=replace(stepper, estimator=team))
         journal = None
         if extras.files is not None:
-            events = EventWriter(extras.files.events, purge_step=engine.course.step + 1 if size else None)
+            again = size or extras.files.events.is_dir()  # a run that was killed before its first state left some, too
+            events = EventWriter(extras.files.events, purge_step=engine.course.step + 1 if again else None)
             stack.callback(events.close)
             journal = Journal(extras.files.log, size, events.record)
         chosen = None if extras.files is None else ChosenLog(extras.files.chosen, candidates.pairs.places)
@@ -103,7 +103,8 @@ def _engine(
     module: Any = start.module
     low = low_size(module) if settings.scoring == "flexi" else None
     kind = LearnerProblem if low is None else FlexiProblem
-    problem = kind(module, bf16=wants_bf16(settings.precision, device), distinct=repeated(candidates.pairs.token_NT))
+    distinct = repeated(candidates.pairs.token_NT) and not settings.parts_examples
+    problem = kind(module, bf16=wants_bf16(settings.precision, device), distinct=distinct)
     costs = PassCosts(module, distinct=problem.distinct)
     estimator = make_estimator(settings.estimator, tangents=settings.tangents, rules=settings.rules)
     optimiser = make_optimiser(module, settings)
@@ -159,27 +160,51 @@ def _train(running: Running, ahead: Ahead) -> None:
     if course.step == 0:
         opened(running, ahead)
         measured(running)
-    began, before = time.perf_counter(), course.trained
-    with meter() as metered, _stopping() as stopped:
-        for taken in _steps(running, ahead):
-            written(running, taken)
-            _now_and_then(running, taken)
-            rate = (course.trained - before) / (time.perf_counter() - began)
-            try:
-                if running.extras.progress is not None:
-                    note = "" if course.plan.phase in ("uniform", "selecting") else course.plan.phase
-                    running.extras.progress(Progress(course.step, engine.steps, taken.loss, rate, note))
-                if stopped.is_set():
-                    raise KeyboardInterrupt
-            except KeyboardInterrupt:
-                keep(running)
-                raise
-    course.spend("training", energy=metered.energy)
+    with _stopping() as stopped:
+        steps, pace = _steps(running, ahead), _Pace(course.trained, time.perf_counter())
+        while course.step < engine.steps:
+            with meter() as metered:
+                asked = _up_to_a_state(running, steps, pace, stopped)
+            course.spend("training", energy=metered.energy)  # of all phases: counters know the machine only
+            keep(running)
+            if asked:
+                raise KeyboardInterrupt
     closed(running)
 
 
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """Where this process began, for its rate."""
+
+    trained: int
+    began: float
+
+    def rate(self, trained: int) -> float:
+        return (trained - self.trained) / (time.perf_counter() - self.began)
+
+
+def _up_to_a_state(running: Running, steps: Iterator[Taken], pace: _Pace, stopped: threading.Event) -> bool:
+    """Steps until a state is due. Was the run asked to stop?"""
+    course, report = running.engine.course, running.extras.progress
+    for taken in steps:
+        written(running, taken)
+        _now_and_then(running, taken)
+        note = "" if course.plan.phase in ("uniform", "selecting") else course.plan.phase
+        try:
+            if report is not None:
+                rate = pace.rate(course.trained)
+                report(Progress(course.step, running.engine.steps, taken.loss, rate, note))
+        except KeyboardInterrupt:
+            return True
+        if stopped.is_set():
+            return True
+        if course.step % running.settings.checkpoint_every == 0:
+            return False
+    return False
+
+
 def _now_and_then(running: Running, taken: Taken) -> None:
-    """What is done at some steps: hand over, measure, keep a state."""
+    """What is done at some steps: look at the trusted set, hand over, measure."""
     course, settings = running.engine.course, running.settings
     last = course.step == running.engine.steps
     if course.step % settings.watch_every == 0 and not last:
@@ -187,8 +212,6 @@ def _now_and_then(running: Running, taken: Taken) -> None:
     handed_over(running, taken.events)
     if last or (settings.eval_every and course.step % settings.eval_every == 0):
         measured(running)
-    if last or course.step % settings.checkpoint_every == 0:
-        keep(running)
 
 
 def _steps(running: Running, ahead: Ahead) -> Iterator[Taken]:
@@ -220,4 +243,4 @@ def _stopping() -> Iterator[threading.Event]:
         yield asked
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not from Python

@@ -23,7 +23,8 @@ class Forecast:
 
 
 def forecast(settings: TrainSettings, plan: Plan, drawer: Drawer, *, forward: float, reference: float) -> Forecast:
-    """The factor under a plan, from the FLOPs of a forward pass of the learner and (0: cached) the reference."""
+    """The factor under a plan, from the FLOPs of a forward pass of the learner and those of the reference for each time
+    that a candidate is looked at (0: cached)."""
     if plan.criterion == "uniform":
         return Forecast(1.0, "uniform: nothing is scored")
     candidates = plan.candidates(settings.batch)

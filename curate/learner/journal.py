@@ -19,14 +19,14 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 class Journal:
-    """Appends lines to a file; `size` is where it stands. A listener sees each record, too."""
+    """Appends lines to a file, cut back to `size` bytes first. A listener sees each record, too."""
 
     def __init__(self, path: Path, size: int = 0, listener: Listener | None = None) -> None:
         self.path, self._listener = path, listener
         with storage_errors(path):
             self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 - closed by close()
-            self._file.truncate(size)
-            self._file.seek(size)
+            self._file.truncate(min(size, os.fstat(self._file.fileno()).st_size))  # never longer, by zeros
+            self._file.seek(0, os.SEEK_END)
 
     @property
     def size(self) -> int:

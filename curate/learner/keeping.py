@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from curate.costs.ledger import CostLedger
+from curate.errors import RunMismatch
 from curate.learner.chosen_log import cut_back
 from curate.learner.engine import Engine, waiting_again, waiting_tensors
 from curate.learner.files import RunFiles
@@ -53,12 +54,18 @@ def resume(engine: Engine, files: RunFiles | None, ahead: Ahead) -> int:
 
 
 def put_back(engine: Engine, state: State, ahead: Ahead) -> None:
+    """Put a state in place. Errors: VerificationError and RunMismatch where it is of another model or other pairs."""
     course, rest = engine.course, state.rest
     extra = restore(state, engine.stepper.problem.module, engine.stepper.optimiser)
     course.step, course.position = state.step, rest["position"]
     course.trained, course.scored = rest["trained"], rest["scored"]
     course.seconds, course.plain = rest["seconds"], rest["plain"]
     course.ledger, course.control = CostLedger.from_json(rest["ledger"]), from_json(rest["control"])
+    if len(extra["times"]) != len(course.times_N):
+        raise RunMismatch(
+            f"the state of step {state.step} is of {len(extra['times'])} pairs, and {len(course.times_N)} are here; "
+            "where images are bad, their number depends on memory_gb: give the one that the run began with"
+        )
     course.times_N[:] = extra["times"].numpy()
     course.losses[:] = extra["losses"].tolist()
-    course.waiting = waiting_again(rest["waiting"], extra, ahead.get, engine.settings.batch)
+    course.waiting = waiting_again(rest["waiting"], extra, lambda start, plan: ahead.get(start, engine.wanted(plan)))

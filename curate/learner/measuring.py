@@ -18,10 +18,10 @@ from curate.evaluation.streaming import workers
 from curate.evaluation.zeroshot import classify
 from curate.learner.dataset import PairSource, open_pairs
 from curate.learner.evaluate import retrieval
-from curate.learner.scoring_pass import evaluating
 from curate.learner.settings import TrainSettings
 from curate.learner.start import Start
 from curate.models.load import encoder_of
+from curate.models.modes import evaluating
 from curate.models.precision import choose_device
 from curate.progress import Silent
 from curate.shards.sources import ShardSource, expand_shards

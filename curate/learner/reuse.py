@@ -36,6 +36,7 @@ from curate.learner.embedding import embed_images, embed_texts
 from curate.learner.resolution import at_size, full_size
 from curate.learner.tape import OtherCourseError, Plan, Tape
 from curate.learner.trial import noise_images, noise_tokens, plan_of
+from curate.models.modes import evaluating
 from curate.models.towers import pooled_position, text_parts
 
 WORTHWHILE = 0.03  # share of a step's FLOPs from which on the time follows
@@ -52,9 +53,10 @@ class Reuse:
         report = Backprop().estimate(problem, (image_BCHW[:0], row_b), seed=0, step=0)
 
     `size` is the resolution of scoring, `micro` the rows that run together, `distinct` embeds repeated captions once. A
-    tower of which nothing can be reused runs as it always does (`image.why_not`, `text.why_not`). Where the weights or
-    the mode have changed since, or the limit would be passed, `refused` says so and the rows are computed.
-    `saved_flops` adds up. Images are kept as they were scored: what is augmented is augmented before.
+    tower of which nothing can be reused is scored in evaluation mode, and computed again in training
+    (`image.why_not`, `text.why_not`). Where the weights or the mode have changed since, or the limit would be passed,
+    `refused` says so and the rows are computed. `saved_flops` adds up. Images are kept as they were scored: what is
+    augmented is augmented before.
     """
 
     def __init__(
@@ -183,7 +185,7 @@ class Reuse:
                 except OtherCourseError:
                     self.refused = _OTHER
                     tape.give_up(_OTHER)
-            with torch.no_grad():
+            with evaluating(self._module), torch.no_grad():  # batch norms keep their statistics
                 made.append(embed(part))
         return torch.cat(made)
 

@@ -8,13 +8,14 @@ are afterwards what they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from curate.costs.flops import Size
@@ -22,7 +23,8 @@ from curate.learner.problem import LearnerProblem
 from curate.learner.resolution import at_size, low_cost, shrink
 from curate.learner.reuse import Reuse
 from curate.learner.work import PassCosts
-from curate.models.embed import plain_text
+from curate.models.embed import plain_image, plain_text
+from curate.models.modes import evaluating
 from curate.models.towers import encode_text_trimmed, image_path, text_parts
 from curate.selection.joint import Pairs
 
@@ -67,7 +69,7 @@ class Scorer:
         module: Any = self.problem.module
         with nullcontext() if self.low is None else at_size(module, self.low):
             short = image_path(module) if self.low is None else None
-            encode = short or (lambda x_mCHW: first(module.encode_image(x_mCHW)))
+            encode = short or partial(plain_image, module)
             return torch.cat([self._image(encode, image) for image in image_BCHW.split(MICRO_BATCH)])
 
     def _image(self, encode: Callable[[Tensor], Tensor], image_mCHW: Tensor) -> Tensor:
@@ -87,21 +89,3 @@ class Scorer:
         text_BD = plain_text(module, token_BT) if parts is None else encode_text_trimmed(parts, token_BT)
         text_BD = functional.normalize(text_BD.float(), dim=-1)
         return text_BD if row_B is None else text_BD[row_B]
-
-
-def first(features: Any) -> Tensor:
-    """The embedding of a tower that gives tokens, too."""
-    embedding: Tensor = features[0] if isinstance(features, tuple) else features
-    return embedding
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every part trains again afterwards if it did before."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

@@ -15,6 +15,7 @@ TRAINING_CRITERIA: Final[tuple[Criterion, ...]] = get_args(Criterion)
 Loss = Literal["sigmoid", "softmax"]
 Feedforward = Literal["dense", "fff"]
 Scoring = Literal["full", "flexi"]
+FREE: Final = ("memory_gb", "device", "checkpoint_every")  # may change over a resume: they change no result
 _CHOICES: Final = {
     "criterion": TRAINING_CRITERIA,
     "loss": get_args(Loss),
@@ -31,9 +32,9 @@ class TrainSettings:
     `batch` pairs of each super-batch are trained on, which holds batch / (1 - filter_ratio); uniform draws none. An
     epoch passes over every candidate once. `betas`: with 0.999 the second moment is too slow for curated batches (arXiv
     2406.17711, appendix), hence 0.95. `augment` shifts and zooms images by up to a tenth; it never mirrors them, since
-    captions say left and right. `memory_gb` bounds the cache of decoded images; a larger corpus is decoded again in
-    each epoch. `lag`: scores are that many steps old. `label` names the json field that tells clean pairs from others,
-    by its values in `clean`; only the report uses it.
+    captions say left and right. `memory_gb` bounds the cache of decoded images (a larger corpus is decoded again in
+    each epoch) and, apart from it, what is kept of a scoring pass. `lag`: scores are that many steps old. `label` names
+    the json field that tells clean pairs from others, by its values in `clean`; only the report uses it.
     """
 
     model: str = "curate-tiny"
@@ -155,7 +156,7 @@ class TrainSettings:
 
     @property
     def penalised(self) -> bool:
-        """Does the loss hold the penalties of fast feedforward layers? Local losses and perturbed activations cannot."""
+        """Does the loss hold the penalties of fast feedforward layers? That of local and shared estimators cannot."""
         whole = (
             "backprop",
             "backprop-checkpoint",
@@ -166,6 +167,11 @@ class TrainSettings:
             "hybrid",
         )
         return self.estimator in whole and self.estimator_workers == 1
+
+    @property
+    def parts_examples(self) -> bool:
+        """Does the estimator look at the activations of each example, so that two cannot share a caption's?"""
+        return any(word in f"{self.estimator} {self.rules}" for word in ("local", "activity"))
 
     @property
     def uses_reference(self) -> bool:

@@ -11,23 +11,26 @@ import numpy as np
 from torch import Tensor
 
 from curate.errors import CurateWarning
-from curate.estimators.probe import probe
+from curate.estimators.probe import SLOPE_TOLERANCE, probe
 from curate.learner.engine import Taken
 from curate.learner.forecast import forecast, measured_factor
 from curate.learner.journal import Journal
+from curate.learner.problem import wants_bf16
 from curate.learner.reading_ahead import Ahead, SuperBatch
 from curate.learner.running import Running
+
+BF16_SLOPES = 0.1  # deviation of a directional derivative over |g|: some hundredths are rounding, a lost layer is more
 
 
 def opened(run: Running, ahead: Ahead) -> None:
     """The first record: what is to be done, and what it will cost."""
     engine, settings, module = run.engine, run.settings, run.start.module
     course, costs = engine.course, engine.stepper.costs
-    batch = ahead.get(0, course.plan.candidates(settings.batch))
+    batch = ahead.get(0, engine.wanted(course.plan))
     forward = costs.forward(len(batch), batch.token_BT) / len(batch)
-    fresh = course.ledger.reference
+    looks = engine.steps * engine.wanted(course.plan)  # the reference embeds a pair once, however often it is looked at
     expected = forecast(
-        settings, course.plan, engine.drawer, forward=forward, reference=fresh.flops / max(1, fresh.samples)
+        settings, course.plan, engine.drawer, forward=forward, reference=course.ledger.reference.flops / looks
     )
     if run.extras.say is not None:
         run.extras.say(f"cost: {expected.factor:.2f} x plain training of as many pairs ({expected.text})")
@@ -49,7 +52,10 @@ def probed(run: Running, journal: Journal, batch: SuperBatch) -> None:
     stepper, size = run.engine.stepper, run.settings.batch
     given = (batch.image_BCHW[:size].to(stepper.device), stepper.compact(batch.token_BT[:size]).to(stepper.device))
     run.start.module.train()
-    report = probe(stepper.estimator, stepper.problem, given, seeds=4, repeats=1, seed=run.settings.seed)
+    rounding = BF16_SLOPES if wants_bf16(run.settings.precision, stepper.device) else SLOPE_TOLERANCE
+    report = probe(
+        stepper.estimator, stepper.problem, given, seeds=4, repeats=1, seed=run.settings.seed, tolerance=rounding
+    )
     journal.write("probe", **asdict(report), hopeless=report.hopeless)
     if report.hopeless:
         warnings.warn(

@@ -80,7 +80,7 @@ def watch_over(trusted: Trusted, candidates: Candidates) -> Watch:
 def held_out(candidates: Candidates, seed: int) -> tuple[Trusted, Candidates]:
     """Pairs of the pool to watch by, and the candidates without them."""
     dice = np.random.Generator(np.random.Philox(key=np.array([seed, 2**63 + 1], np.uint64)))
-    count = min(MOST, max(2, round(HELD_OUT * len(candidates))))
+    count = min(MOST, max(2, round(HELD_OUT * len(candidates))), len(candidates))
     row_n, image_nCHW, token_nC = candidates.pairs.read(dice.choice(candidates.row_M, count, replace=False))
     reference = None if candidates.reference is None else candidates.reference.rows(row_n)
     return Trusted(image_nCHW, token_nC, reference, clean=False), candidates.without(row_n)

@@ -35,6 +35,7 @@ from torch.nn import functional
 from curate.errors import UsageError
 from curate.estimators.problem import DualEncoderProblem, head_of, trainable
 from curate.estimators.swapping import attention_for_tangents, swapped
+from curate.models.modes import evaluating
 
 Batch = tuple[Tensor, Tensor]  # uint8 images [B, C, H, W], token ids [B, T]
 TILE_ROWS = 512
@@ -211,16 +212,9 @@ def _pieces(batch: Batch, micro_batch: int) -> Iterator[Batch]:
 
 @contextlib.contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without autocast for a while; every part trains again afterwards if it did before."""
-    training = [part for part in module.modules() if part.training]
-    device = next(module.parameters()).device.type
-    try:
-        module.eval()
-        with torch.autocast(device, enabled=False):
-            yield
-    finally:
-        for part in training:
-            part.training = True
+    """Evaluation mode without autocast for a while."""
+    with evaluating(module), torch.autocast(next(module.parameters()).device.type, enabled=False):
+        yield
 
 
 def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -12,7 +12,7 @@ reference scored with its own scale and bias, exactly `size` members, chosen can
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +30,7 @@ from curate.selection.noise import gumbel
 
 # B candidates (the super-batch), b drawn (the sub-batch), D width
 _MOST_CHUNKS = 2**15  # Draw.chunk_b is int16
+Choose = Callable[[NDArray[np.float64], NDArray[np.int64], int], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +85,39 @@ def draw_joint(
     >>> sorted(draw.index_b.tolist())
     [0, 1]
     """
+    kernel = joint_kernel(reference, learner, sample_ids, criterion=criterion, loss=loss, threads=threads)
+    return draw_with(kernel, sample_ids, size=size, chunks=chunks, gain=gain, seed=seed, step=step)
+
+
+def joint_kernel(
+    reference: Pairs | None,
+    learner: Pairs | None,
+    sample_ids: NDArray[np.uint8],
+    *,
+    criterion: Criterion,
+    loss: Loss,
+    threads: int | None = None,
+) -> PairKernel:
+    """The fresh kernel of `draw_joint`, its input checked. Errors: as there."""
     check_loss(loss)
     order_B = torch.from_numpy(canonical_order(sample_ids))
+    sides = sides_of(reference, learner, sample_ids, criterion)
+    threads = cores().usable if threads is None else threads
+    if threads < 1:
+        raise UsageError(f"threads is {threads}; give 1 or more, or leave it out for all cores")
+    return pair_kernel(sides, loss, order_B, threads)
+
+
+def sides_of(
+    reference: Pairs | None, learner: Pairs | None, sample_ids: NDArray[np.uint8], criterion: Criterion
+) -> list[Side]:
+    """What the criterion weighs of the two models, learner first. Errors: as `draw_joint`."""
     weight = require_models(criterion, reference=reference is not None, learner=learner is not None)
-    sides = [
+    return [
         _side(name, pairs, factor, sample_ids)
         for name, pairs, factor in (("learner", learner, weight.learner), ("reference", reference, weight.reference))
         if pairs is not None and factor
     ]
-    threads = cores().usable if threads is None else threads
-    if threads < 1:
-        raise UsageError(f"threads is {threads}; give 1 or more, or leave it out for all cores")
-    kernel = pair_kernel(sides, loss, order_B, threads)
-    return draw_with(kernel, sample_ids, size=size, chunks=chunks, gain=gain, seed=seed, step=step)
 
 
 def pair_kernel(sides: Sequence[Side], loss: Loss, order_B: Tensor, threads: int) -> PairKernel:
@@ -110,9 +131,21 @@ def pair_kernel(sides: Sequence[Side], loss: Loss, order_B: Tensor, threads: int
 
 
 def draw_with(
-    kernel: PairKernel, sample_ids: NDArray[np.uint8], *, size: int, chunks: int, gain: float, seed: int, step: int
+    kernel: PairKernel,
+    sample_ids: NDArray[np.uint8],
+    *,
+    size: int,
+    chunks: int,
+    gain: float,
+    seed: int,
+    step: int,
+    choose: Choose | None = None,
 ) -> Draw:
-    """`draw_joint` with any fresh kernel: Gumbel-top-k per chunk, an update after all but the last."""
+    """`draw_joint` with any fresh kernel: Gumbel-top-k per chunk, an update after all but the last.
+
+    `choose` takes a chunk's members in place of `largest`: (values [B], standing rows, how many) to rows.
+    """
+    choose = largest if choose is None else choose
     if not 1 <= size <= len(sample_ids):
         raise UsageError(f"cannot draw {size} of {len(sample_ids)} candidates; give a size from 1 to {len(sample_ids)}")
     if not (math.isfinite(gain) and gain >= 0):
@@ -125,7 +158,7 @@ def draw_with(
             kernel.update(torch.from_numpy(drawn[-1]))
         logit_B = _finite(gain * kernel.scores().numpy(), sample_ids)
         noisy_B = logit_B + gumbel(sample_ids, seed=seed, step=step, chunk=chunk)
-        drawn.append(largest(noisy_B, standing, part))
+        drawn.append(choose(noisy_B, standing, part))
         standing = without(standing, drawn[-1])
     index_b = np.concatenate(drawn)
     chunk_b = np.repeat(np.arange(len(parts), dtype=np.int16), parts)

@@ -3,8 +3,9 @@
     python collect.py RUNS DIRECTORY
 
 Accuracy is zero-shot on 5,000 test images, in percent, mean over seeds. "Reached" is the first measurement at which an
-arm is at least as good as uniform's best one of the same seed and noise; FLOPs are training, scoring and the optimiser,
-with the reference's part (fitting excluded, scoring the pool once) in the last column.
+arm is as good as uniform's best one of the same seed and noise; FLOPs are training, scoring and the optimiser, with the
+reference's part (fitting excluded, scoring the pool once) in the last column. "Worst" is the largest lag behind uniform
+at equal steps of the mean over seeds, smoothed over five measurements (125 steps).
 """
 
 # S seeds, E evaluations
@@ -15,6 +16,7 @@ import argparse
 import json
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -29,12 +31,14 @@ LINES = ("uniform", "jest", "handover", "flexi", "flexi-handover")
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One run: steps, accuracy, FLOPs without and with the reference's at each evaluation; phases; the clean share."""
+    """One run: steps, accuracy, FLOPs without and with the reference's, candidates at each evaluation; phases; the
+    clean share of what was trained on."""
 
     step_E: list[int]
     accuracy_E: list[float]
     flops_E: list[float]
     whole_E: list[float]
+    candidates_E: list[int]
     events: list[dict[str, Any]]
     clean: float | None
 
@@ -44,6 +48,10 @@ class Curve:
 
     def best(self) -> float:
         return max(self.accuracy_E)
+
+    def within(self, spent_E: Sequence[float], limit: float) -> float:
+        """Accuracy at the last evaluation that spent no more."""
+        return [a for a, spent in zip(self.accuracy_E, spent_E, strict=True) if spent <= limit][-1]
 
     def first(self, target: float) -> int | None:
         """The first evaluation that reaches the target."""
@@ -55,12 +63,15 @@ def read(run: Path) -> Curve:
     lines = list(read_log(run / "log.jsonl"))
     evals = [line for line in lines if line["kind"] == "eval"]
     reference = [line["ledger"]["reference"]["flops"] for line in evals]
+    steps = [line for line in lines if line["kind"] == "step"]
+    looked = {line["step"]: max(line["candidates"], line["samples"]) for line in steps} | {0: 0}
     clean = [line["clean"] for line in lines if line["kind"] == "step" and line["clean"] is not None]
     return Curve(
         [line["step"] for line in evals],
         [round(100 * line["zeroshot"]["accuracy"], 2) for line in evals],
         [line["flops"] - part for line, part in zip(evals, reference, strict=True)],
         [line["flops"] for line in evals],
+        [looked[line["step"]] for line in evals],
         [{k: line[k] for k in ("step", "to", "why")} for line in lines if line["kind"] == "handover"],
         round(fmean(clean), 3) if clean else None,
     )
@@ -77,12 +88,17 @@ def gather(runs: Path) -> dict[tuple[str, float], dict[int, Curve]]:
 
 def table(found: dict[tuple[str, float], dict[int, Curve]], noise: float) -> list[str]:
     """Markdown rows of one noise level: accuracy by step, best, and the price of uniform's best."""
-    head = ["arm", "seeds", *map(str, SHOWN), "best", "reached by", "fewer steps", "fewer FLOPs", "with reference"]
+    head = ["arm", "seeds", *map(str, SHOWN), "best", "at equal FLOPs", "at equal candidates", "worst", "reached by"]
+    head += ["fewer steps", "fewer FLOPs", "with reference"]
     rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for (arm, at), curves in found.items():
         if at == noise:
-            base = found.get(("vit-uniform" if arm.startswith("vit") else "uniform", noise), {})
-            rows.append("| " + " | ".join([arm, str(len(curves)), *_levels(curves), *_prices(curves, base)]) + " |")
+            base = found.get((_baseline(arm), noise), {})
+            rows.append(
+                "| "
+                + " | ".join([arm, str(len(curves)), *_levels(curves), *_budgets(curves, base), *_prices(curves, base)])
+                + " |"
+            )
     return rows
 
 
@@ -92,6 +108,25 @@ def _levels(curves: dict[int, Curve]) -> list[str]:
         values = [value for curve in curves.values() if (value := curve.at(step)) is not None]
         cells.append(f"{fmean(values):.1f}" if values else "")
     return [*cells, f"{fmean(curve.best() for curve in curves.values()):.1f}"]
+
+
+def _baseline(arm: str) -> str:
+    if arm.startswith("vit"):
+        return "vit-fff-uniform" if "fff" in arm else "vit-uniform"
+    return "uniform-warm-20" if arm.endswith("warm-20") else "uniform"
+
+
+def _budgets(curves: dict[int, Curve], base: dict[int, Curve]) -> list[str]:
+    """Accuracy within what uniform spent in all its steps, and the largest smoothed lag behind it at equal steps."""
+    seeds = sorted(curves.keys() & base.keys())
+    if not seeds:
+        return ["", "", ""]
+    flops = [curves[s].within(curves[s].flops_E, base[s].flops_E[-1]) for s in seeds]
+    candidates = [curves[s].within(curves[s].candidates_E, base[s].candidates_E[-1]) for s in seeds]
+    count = min(len(curves[s].accuracy_E) for s in seeds)
+    gaps = [fmean(curves[s].accuracy_E[n] - base[s].accuracy_E[n] for s in seeds) for n in range(1, count)]
+    smooth = [fmean(gaps[n : n + 5]) for n in range(len(gaps) - 4)] or gaps
+    return [f"{fmean(flops):.1f}", f"{fmean(candidates):.1f}", f"{min(smooth):+.1f}"]
 
 
 def _prices(curves: dict[int, Curve], base: dict[int, Curve]) -> list[str]:
@@ -156,6 +191,7 @@ def main() -> None:
     plain = {
         f"{arm}-noise-{noise:g}": {
             seed: {"step": c.step_E, "accuracy": c.accuracy_E, "flops": [float(f"{f:.4g}") for f in c.flops_E],
+                   "candidates": c.candidates_E,
                    "events": c.events, "clean": c.clean}
             for seed, c in curves.items()
         }

@@ -25,7 +25,8 @@ from curate.kernels.selection import Loss, Side, check_sides, own_scores
 from curate.kernels.selection.tiled import each_on_one_core
 
 # B candidates, n a block of them, c newly chosen, D width, S sides, 2 directions
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 Products = Literal["fp32", "bf16"]
 SOURCE = "selection/pairs.cpp"
 CHOSEN_AT_A_TIME = 43 * 48  # whole groups of pairs.cpp; at D = 512 four megabytes for a model and a direction

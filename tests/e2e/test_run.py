@@ -244,3 +244,10 @@ def test_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     words += ["eval.pool=10", "score.tolerance=1"]
     assert main(["run", str(EXAMPLE), "--engine", "inline", *(w for word in words for w in ("--set", word))]) == 0
     assert (tmp_path / "runs" / "mine" / "round-2" / "learner" / WEIGHTS).is_file()
+
+
+def test_fast_layers_are_gone_on_from() -> None:
+    """The second round is scored with, and goes on from, a learner with fast feedforward layers."""
+    result = curate.run("recipe.yaml", "fast", changes=["train.ffn=fff", "train.ffn_depth=1"], engine="inline")
+    assert [row.name for row in result.rows] == ["reference", "1", "2"]
+    assert all((Path("fast") / f"round-{n}/learner/curate_feedforward.json").is_file() for n in (1, 2))

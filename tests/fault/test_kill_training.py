@@ -50,6 +50,7 @@ def test_a_killed_run_goes_on_from_its_last_state(
     code, log = forks.run(command(output))
     assert code == 0, log
     assert (output / WEIGHTS).read_bytes() == undisturbed
+    assert not list(output.rglob("*.tmp"))
 
 
 def test_an_interrupted_run_says_so_and_resumes(

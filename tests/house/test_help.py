@@ -36,7 +36,7 @@ FLAGS = {
     "--chunks --handover --trusted --watch-every --scoring --lag --lr --weight-decay --warmup --augment --ffn "
     "--ffn-depth --ffn-leaf-width --estimator --tangents --rules --estimator-workers --precision --seed --eval "
     "--eval-shards --zeroshot --zeroshot-label --eval-every --checkpoint-every --label --clean --write-shards "
-    "--baseline --reference-cache "
+    "--baseline --grams-per-kwh --reference-cache "
     f"--overwrite --json {ENGINE}",
 }
 VERBS = sorted(FLAGS)

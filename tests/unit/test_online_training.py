@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from curate import chosen
 from curate.errors import CacheMismatch, CurateError, RunMismatch, StorageError, UsageError
-from curate.learner.chosen_log import read_chosen
 from curate.learner.engine import Progress
 from curate.learner.journal import read_log
 from curate.learner.settings import TrainSettings
@@ -64,6 +65,11 @@ def same(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def chosen_by(run: Path) -> pa.Table:
+    """All rows of a run's log of chosen samples."""
+    return pa.concat_tables([segment.table for segment in chosen.read_log(run)])
+
+
 def after(step: int, action: Callable[[], None]) -> Callable[[Progress], None]:
     """A progress callback that acts once a step is done."""
     return lambda state: action() if state.step == step else None
@@ -82,6 +88,9 @@ def interrupt() -> None:
         {"criterion": "uniform"},
         {"augment": True, "loss": "softmax", "criterion": "hard-learner"},
         {"estimator": "forward", "tangents": 2},
+        {"estimator": "forward", "model": "mini-vit", "precision": "bf16"},
+        {"estimator": "local-backprop", "model": "mini-vit"},
+        {"estimator": "forward-activity", "model": "mini-vit"},
         {"ffn": "fff", "ffn_depth": 2},
         {"model": "mini-vit"},
         {"model": "mini-vit", "scoring": "flexi"},
@@ -104,7 +113,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert not (parted / "open_clip_config.json").exists()
     train(shards, parted, **settings)
     assert same(whole, parted)
-    assert read_chosen(whole / "_curate/chosen").equals(read_chosen(parted / "_curate/chosen"))
+    assert chosen_by(whole).equals(chosen_by(parted))
     logs = [
         [(line["step"], line["loss"], line["flops"]) for line in read_log(run / "log.jsonl") if line["kind"] == "step"]
         for run in (whole, parted)
@@ -119,6 +128,7 @@ def test_a_signal_leaves_a_state(shards: list[Path], reference: Path, tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         train(shards, run, progress=after(3, lambda: os.kill(os.getpid(), signal.SIGINT)), **settings)
     assert [step for step, _ in states(run / "_curate/state")][-1] in (3, 4)
+    assert "Training report" in (run / "report.html").read_text()  # of what there is so far
     train(shards, run, **settings)
     train(shards, tmp_path / "whole", **settings)
     assert same(run, tmp_path / "whole")
@@ -128,7 +138,7 @@ def test_the_draw_is_the_joint_sampler_s(shards: list[Path], reference: Path, tm
     """The first sub-batch is what draw_joint gives for the untrained learner and the reference's stored scores."""
     settings = {**FEW, "reference": str(reference), "steps": 1}
     result = train(shards, tmp_path / "run", **settings)
-    first = read_chosen(result.path / "_curate/chosen")
+    first = chosen_by(result.path)
     assert len(first) == 4
     untrained = load_untrained()
     stored = score(shards, tmp_path / "scores", reference=str(reference), precision="fp32", scores_only=True)
@@ -179,7 +189,7 @@ def test_replaying_the_shards_gives_the_same_training(shards: list[Path], refere
     """The teed sub-batches are those of the log, in order, and a uniform run over them would see the same pairs."""
     settings = {**FEW, "reference": str(reference)}
     result = train(shards, tmp_path / "run", write_shards=tmp_path / "teed", **settings)
-    log = read_chosen(result.path / "_curate/chosen").to_pylist()
+    log = chosen_by(result.path).to_pylist()
     batches = list(SubBatches(tmp_path / "teed", decode=False))
     assert [len(batch) for batch in batches] == [4] * 6
     captions = [caption for batch in batches for caption in batch.captions]
@@ -347,3 +357,108 @@ def test_fast_layers_survive_the_checkpoint(shards: list[Path], reference: Path,
     onward = train(shards, tmp_path / "onward", **{**settings, "ffn": "dense", "model": str(result.path)})
     assert (onward.path / "curate_feedforward.json").is_file()
     assert load_model(str(onward.path), precision="fp32").width == loaded.width
+
+
+def test_overwriting_takes_the_run_and_nothing_else(shards: list[Path], tmp_path: Path) -> None:
+    """What lies beside the run stays; what the new run needs is not removed, nor an old run for one that cannot be."""
+    settings = {**FEW, "criterion": "uniform", "steps": 1}
+    run = train(shards, tmp_path / "run", **settings).path
+    (run / "notes.txt").write_text("mine")
+    (run / "plots").mkdir()
+    for more, message in (
+        ({"model": str(run)}, "--overwrite would remove"),
+        ({"criterion": "learnability", "reference": str(run)}, "--overwrite would remove"),
+        ({"criterion": "hard-learner", "batch": 30}, "fewer than a super-batch"),
+        ({"baselines": [tmp_path / "none"]}, "is it the directory of a training run"),
+        ({"grams_per_kwh": -1.0}, "an intensity is a finite number"),
+        ({"write_shards": run}, "is the run's own directory"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            train(shards, run, overwrite=True, **{**settings, **more})
+    assert (run / "open_clip_config.json").is_file()
+    train(shards, run, overwrite=True, **{**settings, "seed": 1})
+    assert (run / "notes.txt").read_text() == "mine"
+    assert (run / "plots").is_dir()
+    assert json.loads((run / "training.json").read_text())["settings"]["seed"] == 1
+
+
+def test_two_processes_do_not_train_in_one_run(shards: list[Path], tmp_path: Path) -> None:
+    """While a run is going on, another one in the same directory is refused, and harms nothing."""
+    settings = {**FEW, "criterion": "uniform"}
+    refused = []
+
+    def again() -> None:
+        for overwrite in (False, True):
+            with pytest.raises(UsageError, match="another process trains in") as error:
+                train(shards, tmp_path / "run", overwrite=overwrite, **settings)
+            refused.append(error)
+
+    train(shards, tmp_path / "run", progress=after(3, again), **settings)
+    train(shards, tmp_path / "alone", **settings)
+    assert len(refused) == 2
+    assert same(tmp_path / "run", tmp_path / "alone")
+
+
+def test_a_plan_makes_do_with_the_pool(shards: list[Path], reference: Path, tmp_path: Path) -> None:
+    """Trimming for more noise than the pool has pairs for reads what there is; a run does not end for it."""
+    settings = {**FEW, "reference": str(reference), "batch": 16, "handover": "2:trim@0.1"}
+    result = train(shards, tmp_path / "run", **settings)
+    steps = [line for line in read_log(result.path / "log.jsonl") if line["kind"] == "step"]
+    assert [line["candidates"] for line in steps] == [32, 64, 104, 144, 184, 224]
+
+
+def test_nothing_is_scored_for_after_the_end(shards: list[Path], reference: Path, tmp_path: Path) -> None:
+    """With a lag as many super-batches are scored as steps are made."""
+    result = train(shards, tmp_path / "run", **{**FEW, "reference": str(reference), "lag": 3})
+    ledger = list(read_log(result.path / "log.jsonl"))[-1]["ledger"]
+    assert ledger["scoring"]["samples"] == 48
+
+
+@pytest.mark.parametrize("model", ["mini", "mini-vit"])
+def test_measuring_changes_no_weight(model: str, shards: list[Path], tmp_path: Path) -> None:
+    """With an evaluation after each step, and an interrupt between two, the weights are those of a run without any."""
+    settings = {**FEW, "criterion": "uniform", "model": model}
+    train(shards, tmp_path / "without", **settings)
+    measured = {**settings, "eval_shards": shards, "eval_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        train(shards, tmp_path / "with", progress=after(3, interrupt), **measured)
+    train(shards, tmp_path / "with", **measured)
+    assert same(tmp_path / "without", tmp_path / "with")
+
+
+def test_energy_is_of_the_whole_run(shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joules of before an interrupt are in the state: three stretches of two steps, one of them cut in two."""
+    from contextlib import contextmanager
+    from types import SimpleNamespace
+
+    from curate.costs.energy import Energy, Joules
+
+    @contextmanager
+    def ten_joules() -> Any:
+        yield SimpleNamespace(energy=Energy(processor=Joules(measured=10.0, measured_seconds=1.0)))
+
+    monkeypatch.setattr("curate.learner.fitting.meter", ten_joules)
+    settings = {**FEW, "criterion": "uniform"}
+    with pytest.raises(KeyboardInterrupt):
+        train(shards, tmp_path / "run", progress=after(3, interrupt), **settings)
+    result = train(shards, tmp_path / "run", grams_per_kwh=360.0, **settings)
+    ledger = list(read_log(result.path / "log.jsonl"))[-1]["ledger"]
+    assert ledger["training"]["energy"]["processor"]["measured"] == 40.0
+    assert result.report is not None
+    assert "0.004 g at the stated 360 g/kWh" in result.report.read_text()
+
+
+def test_shards_can_be_asked_for_afterwards(shards: list[Path], tmp_path: Path) -> None:
+    """A finished run is not trained again, and its chosen batches are written all the same."""
+    settings = {**FEW, "criterion": "uniform"}
+    train(shards, tmp_path / "run", **settings)
+    train(shards, tmp_path / "run", write_shards=tmp_path / "teed", **settings)
+    assert [len(batch) for batch in SubBatches(tmp_path / "teed", decode=False)] == [4] * 6
+
+
+def test_a_shard_that_is_there_twice_is_refused(shards: list[Path], reference: Path, tmp_path: Path) -> None:
+    """Joint draws would meet the same pair twice; the message names the shard before a step is made."""
+    copy = tmp_path / "copy.tar"
+    copy.write_bytes(shards[0].read_bytes())
+    with pytest.raises(UsageError, match=r"00000\.tar is there twice"):
+        train([*shards, copy], tmp_path / "run", **{**FEW, "reference": str(reference)})

@@ -104,7 +104,6 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
         ("train: {}\nscore:\n  criterion: alignment", "r.yaml:8: score.criterion: alignment needs a small trusted set"),
         ("train: {}\neval:", "r.yaml:7: eval: nothing to measure"),
         ("train: {}\neval: {zeroshot: a, pool: 3}", "r.yaml:7: eval.pool: would do nothing without retrieval"),
-        ("train: {ffn: fff}", "r.yaml:6: train.ffn: a learner with fast feedforward layers is not gone on from"),
     ],
 )
 def test_a_refusal_names_file_line_and_field(text: str, message: str) -> None:

@@ -240,12 +240,15 @@ def test_the_bytes_are_those_that_are_kept() -> None:
      ({"patch_dropout": 0.5}, "image tower: PatchDropout drops at random")],
 )  # fmt: skip
 def test_a_tower_that_cannot_be_reused_leaves_the_other(settings: dict[str, Any], reason: str) -> None:
-    """The reason is given, captions are reused, and gradients are exact."""
+    """The reason is given, captions are reused, and gradients are exact; scoring leaves batch norms alone."""
     module = encoder(**settings)
     reuse = Reuse(module, micro=4)
     assert reason in str(reuse.image.why_not)
     assert reuse.why_not is None
     if "layers" in settings:
+        before = module.visual.bn1.running_mean.clone()
+        reuse.score(*pairs(10, pixels=32))
+        assert torch.equal(module.visual.bn1.running_mean, before)
         assert compare(module, reuse, size=32) < 1e-5
         assert reuse.saved_flops > 0
 
@@ -330,3 +333,11 @@ def test_places_select_and_join_as_rows_say(layout: tuple[int, bool]) -> None:
         assert (taken.stride(0) > taken.stride(1)) == (tensor.stride(0) > tensor.stride(1))
         parts = [place.select(tensor, 5, row) for row in (row_b[:1], row_b[1:])]
         assert torch.equal(place.join(parts, [1, 2]), expected)
+
+
+def test_it_pays_where_few_bytes_are_kept_for_many_products() -> None:
+    """A transformer of width 192 is worth keeping; one of width 16 moves more bytes than it saves products."""
+    wide = encoder(width=192, head_width=64, text={"width": 192, "heads": 3})
+    assert Reuse(wide).pays(320, 64, 8)
+    assert not Reuse(encoder()).pays(320, 64, 8)
+    assert not Reuse(wide).pays(6400, 64, 8)  # hardly any of so many is trained on

@@ -197,6 +197,17 @@ def test_the_findings_say_what_was_measured(three: Reader) -> None:
     assert "correlation of 0.970 to fresh ones; 0.910 of a draw" in three.finding("Lag")
 
 
+def test_co2_stands_only_where_an_intensity_is_stated(three: Reader, tmp_path: Path) -> None:
+    """3,100 J at 400 g/kWh are 0.344 g, a lower bound where a part has no counter; without an intensity nothing."""
+    assert "CO2" not in three.text
+    page = report(tmp_path, [Run().write(tmp_path / "run")], grams_per_kwh=400)
+    assert page.finding("CO2") == "At least 0.344 g at the stated 400 g/kWh, from energy that is measured."
+    assert "energyCO2 at 400 g/kWh" in page.text.replace("\n", "")
+    assert "3,100 J measured, in part0.344 g, in part" in page.text.replace("\n", "")
+    with pytest.raises(UsageError, match="-1 g/kWh: an intensity is"):
+        report(tmp_path, [tmp_path / "run"], grams_per_kwh=-1)
+
+
 def test_a_win_is_stated_with_its_interval(three: Reader) -> None:
     """The statement of curate.costs, the target's origin, and the ratio without the reference."""
     said = three.finding("Against IID")

@@ -32,23 +32,25 @@ def write_report(
     baselines: Sequence[Path] | Path = (),
     metric: str | None = None,
     target: float | None = None,
+    grams_per_kwh: float | None = None,
 ) -> Path:
     """Write the report of RUN directories (one configuration, any number of seeds) to `output`, and return that path.
 
     `metric` is "accuracy" (zero-shot), "recall" (retrieval at rank 1, mean of both directions), "image_to_text" or
     "text_to_image"; None takes the first of the former two that every log has. `target` is the value whose cost is
-    compared; None takes the lowest of the baselines' best values. The file is replaced at once, and equal logs give
-    equal bytes. Example: `write_report(Path("RUN"), Path("RUN/report.html"), baselines=[Path("IID")])`.
+    compared; None takes the lowest of the baselines' best values. `grams_per_kwh` is the intensity by which joules
+    become CO2; without it none is stated. The file is replaced at once, and equal logs give equal bytes. Example:
+    `write_report(Path("RUN"), Path("RUN/report.html"), baselines=[Path("IID")])`.
 
-    Errors: UsageError for no run, a directory without a readable log, an unknown metric, or two runs of one seed;
-    StorageError.
+    Errors: UsageError for no run, a directory without a readable log, an unknown metric, two runs of one seed, or an
+    intensity that is not a finite number of 0 or more; StorageError.
     """
     ours, theirs = (_read(paths) for paths in (runs, baselines))
     if not ours:
         raise UsageError("a training report needs at least one run")
     judged = chosen_metric(metric, [*ours, *theirs])
     race = compare(ours, theirs, judged, target, name=name_of(ours)) if theirs else None
-    page = render(_page(ours, theirs, race, judged))
+    page = render(_page(ours, theirs, race, judged, grams_per_kwh))
     make_directory(output.parent)
     replace_file(output, page.encode())
     return output
@@ -58,22 +60,29 @@ def _read(paths: Sequence[Path] | Path) -> list[History]:
     return [read_history(path) for path in ([paths] if isinstance(paths, Path) else paths)]
 
 
-def _page(runs: Sequence[History], baselines: Sequence[History], race: Comparison | None, judged: str | None) -> Page:
+def _page(
+    runs: Sequence[History],
+    baselines: Sequence[History],
+    race: Comparison | None,
+    judged: str | None,
+    grams_per_kwh: float | None,
+) -> Page:
     groups = _groups(runs, baselines)
     course = course_of(groups)
     target = race.target if race is not None and race.statement is not None else None
     metrics = list(metric_figures(groups, judged, target))
+    costs = [table for group in groups for table in cost_table(group.runs, group.name, grams_per_kwh)]
     sections = [
         Section("Metrics", _seen(groups), metrics, budget_table(race, groups[0].name)),
         Section("Loss", "", list(loss_figures(groups, course))),
         Section("Selection", "", list(selection_figures(groups, course))),
-        Section("Cost", "", (), [table for group in groups for table in cost_table(group.runs, group.name)]),
+        Section("Cost", "", (), costs),
         Section("Runs and settings", "", (), [run_table(groups), settings_table(groups)]),
     ]
     subtitle = f"{groups[0].name}, {seeds(runs)}"
     subtitle += f", against {groups[1].name}, {seeds(baselines)}" if baselines else ""
     footer = f"Written by curate {__version__} from log.jsonl of each run. This file loads nothing and runs nothing."
-    return Page("Training report", subtitle, findings(runs, baselines, race), sections, footer)
+    return Page("Training report", subtitle, findings(runs, baselines, race, grams_per_kwh), sections, footer)
 
 
 def _groups(runs: Sequence[History], baselines: Sequence[History]) -> list[Group]:

@@ -20,7 +20,12 @@ from curate.reports import duration
 _TONES: Final[dict[Verdict, Tone]] = {"won": "good", "lost": "warning", "undecided": "plain"}
 
 
-def findings(runs: Sequence[History], baselines: Sequence[History], race: Comparison | None) -> list[Finding]:
+def findings(
+    runs: Sequence[History],
+    baselines: Sequence[History],
+    race: Comparison | None,
+    grams_per_kwh: float | None = None,
+) -> list[Finding]:
     """Everything worth a sentence, most important first; what the log does not say is left out."""
     found = [Finding("Trained", _trained(runs))]
     found += _unfinished(runs, "run") + _unfinished(baselines, "baseline")
@@ -28,7 +33,7 @@ def findings(runs: Sequence[History], baselines: Sequence[History], race: Compar
     found += _estimators(runs)
     found += metric_findings(runs, baselines)
     found += _handovers(runs)
-    found += cost_findings(runs)
+    found += cost_findings(runs, grams_per_kwh)
     found += selection_findings(runs)
     return [*found, *_log(runs)]
 

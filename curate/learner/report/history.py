@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from curate.costs.ledger import CostLedger
 from curate.errors import UsageError
+from curate.learner.journal import LOG
 
 Record = Mapping[str, Any]
-LOG: Final = "log.jsonl"
 METRICS: Final = ("accuracy", "recall", "image_to_text", "text_to_image")
 _DATED: Final = ("step", "watch", "handover", "lag", "eval")
 _DIRECTIONS: Final = ("image_to_text", "text_to_image")

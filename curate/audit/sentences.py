@@ -1,0 +1,157 @@
+"""Findings in words that say no more than was measured.
+
+"Captions that mention X", "perceived", "associated with"; never a verdict on the selection, and never silence without
+what could have been seen. The ratio of 0.8 is a screening ratio, not a legal test.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from curate.audit.association import Association
+from curate.audit.columns import shown
+from curate.audit.outcome import Audit, ColumnAudit, GroupRow
+from curate.audit.placebo import Placebo
+from curate.audit.strata import Conditional, Ratio
+
+_SUBJECTS: Final = {
+    "mention": "captions that mention {group}",
+    "script": "captions in the script {group}",
+    "language": "captions whose language was taken for {group}",
+    "cluster": "samples of cluster {group}",
+    "duplicate": "samples whose duplicates are {group}",
+}
+_OTHERWISE: Final = "samples with {column} {group}"
+_HOW_LARGE: Final = {
+    "detected": "a disparity was detected, within the screening range",
+    "detected and large": "detected and large, though its interval reaches into the screening range",
+    "confidently large": "detected and confidently large",
+}
+
+
+def subject(row: GroupRow, kind: str) -> str:
+    """Who is spoken of. Example: of a caption lexicon's group, "captions that mention women"."""
+    if row.is_unknown:
+        return f"samples whose {shown(row.column)} is not known"
+    return _SUBJECTS.get(kind, _OTHERWISE).format(column=shown(row.column), group=shown(row.group))
+
+
+def finding(row: GroupRow, kind: str = "label") -> str:
+    """One row in a sentence, without a full stop.
+
+    Example: "captions that mention women were kept 0.62 times as often as the rest (0.55-0.70); detected and
+    confidently large; could be explained by caption length: no".
+    """
+    who = subject(row, kind)
+    if row.level == "untested" or row.ratio is None:
+        return f"{who} could not be compared: {row.untested}"
+    if not row.flagged:
+        return f"{who}: nothing detected at {_times(row.ratio)}; {reach(row)}"
+    held = [explained(one) for one in row.conditional]
+    return "; ".join([f"{who} were kept {_times(row.ratio)}", _HOW_LARGE[row.level], *_label_noise(row), *held])
+
+
+def reach(row: GroupRow) -> str:
+    """What the audit could not have seen: "could not have seen a ratio above 0.33 and below 1.88"."""
+    below, above = row.could_see.below, row.could_see.above
+    size = f"{row.pool:,} in the pool, {row.selected:,} selected"
+    if below is None:
+        rest = "" if above is None else f"; above 1 it sees ratios from {above:.2f}"
+        return f"with {size}, the audit could not have seen any ratio below 1{rest}"
+    side = f"{below:.2f}" if above is None else f"{below:.2f} and below {above:.2f}"
+    return f"with {size}, the audit could not have seen a ratio above {side}"
+
+
+def explained(held: Conditional) -> str:
+    """Whether a confounder could be behind a crude ratio. Example: "could be explained by caption length: no"."""
+    name = shown(held.confounder)
+    if held.ratio is None:
+        return f"could be explained by {name}: cannot be told, no stratum has both"
+    within = f"within equal {name} {_plain(held.ratio)}"
+    mixed = held.homogeneity_p is not None and held.homogeneity_p < 0.05
+    tail = ", and not the same in all strata" if mixed else ""
+    if held.explains == "reversed":
+        return f"the direction reverses {within}{tail}"
+    answer = "cannot be told" if held.explains == "undecided" else held.explains
+    return f"could be explained by {name}: {answer} ({within}{tail})"
+
+
+def association(one: Association, alpha: float = 0.05) -> str:
+    """A pair in a sentence. Example: "'doctor' is 0.50 times as strongly associated with gender she as in the pool"."""
+    pair = f"{shown(one.concept)!r} with {shown(one.column)} {shown(one.group)}"
+    if one.change is None or one.q is None:
+        return f"the association of {pair} could not be compared: one of them is never there, or always"
+    if one.q > alpha:
+        return f"the association of {pair}: no change detected, odds ratio times {_plain(one.change)}"
+    way = "more" if one.change.value > 1 else "less"
+    return f"{pair}: {way} associated than in the pool, odds ratio times {_plain(one.change)}"
+
+
+def chance(placebo: Placebo, flags: int) -> str:
+    """The flags beside those of random selections. Example: "3 flags of 40 tests; 20 random selections: 0 to 1"."""
+    if not placebo.flags:
+        return f"{_flags(flags)}; no random selections were audited"
+    least, most = min(placebo.flags), max(placebo.flags)
+    span = f"{most}" if least == most else f"{least} to {most}"
+    return (
+        f"{_flags(flags)} of {placebo.tests} tests; {len(placebo.flags)} random selections of equal size raised {span}"
+    )
+
+
+def findings(audit: Audit) -> tuple[str, ...]:
+    """What to read first: the flagged groups, the largest first, then random selections, then what cannot be said."""
+    kinds = {column.name: column.kind for column in audit.columns}
+    flagged = sorted((row for row in audit.rows if row.flagged), key=_size)
+    found = [_sentence(finding(row, kinds[row.column])) for row in flagged]
+    found.append(_sentence(chance(audit.placebo, audit.flags)))
+    return (*found, *(_sentence(line) for column in audit.columns for line in _silence(column)))
+
+
+def _silence(column: ColumnAudit) -> list[str]:
+    said = [f"{shown(column.name)}: the group of {column.unknown_share:.1%} of the pool is not known"]
+    quiet = [row for row in column.groups if row.level == "not detected"]
+    blind = [row for row in quiet if row.could_see.below is None]
+    lines = said if column.unknown_share else []
+    if blind:
+        lines = [
+            *lines,
+            f"{shown(column.name)}: {len(blind)} of {len(column.groups)} groups are too small for any ratio below 1",
+        ]
+    seen = [row.could_see.below for row in quiet if row.could_see.below is not None]
+    if seen:
+        span = f"{max(seen):.2f}" if len(seen) == 1 else f"{min(seen):.2f} to {max(seen):.2f}, by group"
+        where = f"nothing detected in {len(seen)} group{'s' * (len(seen) > 1)}"
+        lines = [*lines, f"{shown(column.name)}: {where}; the audit could not have seen a ratio above {span}"]
+    return lines
+
+
+def _size(row: GroupRow) -> float:
+    assert row.ratio is not None
+    return -abs(math.log(row.ratio.value)) if 0 < row.ratio.value < math.inf else -math.inf
+
+
+def _label_noise(row: GroupRow) -> list[str]:
+    return [] if row.corrected is None else [f"with the labels' stated errors put right {_plain(row.corrected)}"]
+
+
+def _times(ratio: Ratio) -> str:
+    if math.isinf(ratio.value):
+        return f"while none of the rest was (a ratio of {ratio.low:.2f} or more)"
+    return f"{ratio.value:.2f} times as often as the rest ({_limits(ratio)})"
+
+
+def _plain(ratio: Ratio) -> str:
+    return f"{ratio.value:.2f} ({_limits(ratio)})" if math.isfinite(ratio.value) else f"above {ratio.low:.2f}"
+
+
+def _limits(ratio: Ratio) -> str:
+    return f"{ratio.low:.2f}-{ratio.high:.2f}" if math.isfinite(ratio.high) else f"{ratio.low:.2f} or more"
+
+
+def _flags(flags: int) -> str:
+    return f"{flags} flag" if flags == 1 else f"{flags} flags"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."

@@ -1,0 +1,274 @@
+"""A policy file: which groups a selection may not lose, in YAML, with the line of every field that is wrong.
+
+    schema: 1
+    author: A. Expert
+    date: 2026-11-20
+    rationale: CLIP filters drop captions that mention women more often (arXiv 2405.08209).
+    columns:
+      - column: gender
+        source: lexicon gender-en            # where the column comes from, in words
+        groups: [woman, {name: man, max_ratio: 1.2}]
+        min_ratio: 0.8                       # bounds of every group here; a group may have its own
+        overlapping: true                    # a caption may mention both
+        unknowns: free                       # or `group`: rows without a value are a group `unknown`, bounded alike
+        min_coverage: 0.3                    # below this share of known rows a check is indeterminate
+        confounders: [caption_length]
+        severity: error                      # `warning`: checked, enforced and shown, but it decides no exit code
+
+A ratio is the group's rate over the rate of the whole pool, unknowns included (the report's ratio to the rest lies
+further from 1). min_share is of the selected, min_count of samples. Names are values, never keys: the reader of YAML
+turns a dash in a key into an underscore.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from curate.errors import UsageError
+from curate.marked_yaml import Marked, Place, read_yaml
+
+UNKNOWN: Final = "unknown"  # the group of rows without a value, where a column treats them as one
+_BOUNDS: Final = ("min_ratio", "max_ratio", "min_share", "min_count")
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, bool | int | float):
+        raise ValueError(f"write it in quotes: '{value}'")
+    return value
+
+
+def _as_group(value: Any) -> Any:
+    return value if isinstance(value, dict) else {"name": value}
+
+
+def _as_date(value: Any) -> Any:
+    return datetime.date.fromisoformat(value) if isinstance(value, str) else value
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+_Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1, pattern=r"\S")]
+
+
+class _Section(BaseModel):
+    """Keys that are not known are refused, and so is text where a number belongs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Bounded(_Section):
+    min_ratio: float | None = Field(default=None, ge=0)
+    max_ratio: float | None = Field(default=None, gt=0)
+    min_share: float | None = Field(default=None, ge=0, le=1)
+    min_count: int | None = Field(default=None, ge=0)
+
+
+class _Group(_Bounded):
+    name: _Text
+
+
+class _Column(_Bounded):
+    column: _Text
+    source: _Text
+    groups: Annotated[
+        tuple[Annotated[_Group, BeforeValidator(_as_group)], ...], BeforeValidator(_as_tuple), Field(min_length=1)
+    ]
+    overlapping: bool = False
+    unknowns: Literal["free", "group"] = "free"
+    min_coverage: float = Field(default=0.0, ge=0, le=1)
+    confounders: Annotated[tuple[_Text, ...], BeforeValidator(_as_tuple)] = ()
+    severity: Literal["error", "warning"] = "error"
+
+
+class _Policy(_Section):
+    version: Literal[1] = Field(alias="schema")
+    author: _Text
+    date: Annotated[datetime.date, BeforeValidator(_as_date)]
+    rationale: _Text
+    columns: Annotated[tuple[_Column, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a group may not fall below or rise above; None where nothing is asked. Exact: 0.8 is 4/5."""
+
+    name: str
+    min_ratio: Fraction | None = None
+    max_ratio: Fraction | None = None
+    min_share: Fraction | None = None
+    min_count: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        given = {name: getattr(self, name) for name in _BOUNDS if getattr(self, name) is not None}
+        return {"name": self.name} | {
+            name: value if name == "min_count" else float(value) for name, value in given.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a policy: its groups with their bounds (`unknown` last, where unknowns are a group)."""
+
+    name: str
+    source: str
+    groups: tuple[Bounds, ...]
+    overlapping: bool
+    unknowns: Literal["free", "group"]
+    min_coverage: float
+    confounders: tuple[str, ...]
+    severity: Literal["error", "warning"]
+
+    def as_json(self) -> dict[str, Any]:
+        plain = ("source", "overlapping", "unknowns", "min_coverage", "severity")
+        return {"column": self.name} | {name: getattr(self, name) for name in plain} | {
+            "confounders": list(self.confounders), "groups": [group.as_json() for group in self.groups]
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A checked policy."""
+
+    author: str
+    date: datetime.date
+    rationale: str
+    columns: tuple[Column, ...]
+    marked: Marked = field(default=Marked("", None, {}), compare=False, repr=False)
+
+    @property
+    def bounds(self) -> tuple[Bounds, ...]:
+        """The groups of all columns in order, each named `column=group`, as quotas and draws count them."""
+        return tuple(
+            Bounds(f"{column.name}={group.name}", *(getattr(group, name) for name in _BOUNDS))
+            for column in self.columns
+            for group in column.groups
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        head = {"author": self.author, "date": self.date.isoformat(), "rationale": self.rationale}
+        return {"schema": 1} | head | {"columns": [column.as_json() for column in self.columns]}
+
+    def require(self, known: Mapping[str, Collection[str]]) -> None:
+        """Errors: UsageError with line and field for a column that is not there, or a group that no row has."""
+        for number, column in enumerate(self.columns):
+            place: Place = ("columns", number)
+            if column.name not in known:
+                raise self.marked.error((*place, "column"), _unknown("column", column.name, known))
+            for other in column.confounders:
+                if other not in known:
+                    raise self.marked.error((*place, "confounders"), _unknown("column", other, known))
+            for position, group in enumerate(column.groups):
+                if group.name not in known[column.name] and (group.name != UNKNOWN or column.unknowns != "group"):
+                    text = _unknown(f"group of {column.name}", group.name, known[column.name])
+                    raise self.marked.error((*place, "groups", position), text)
+
+
+def read_policy(path: Path) -> Policy:
+    """Errors: UsageError naming file, line and field: `p.yaml:7: columns.0.min_ration: unknown; did you mean ...`."""
+    return check_policy(read_yaml(path))
+
+
+def check_policy(marked: Marked) -> Policy:
+    """The policy that a file says. Errors: as `read_policy`."""
+    if not isinstance(marked.value, dict):
+        raise marked.error((), "a policy has keys and values")
+    try:
+        found = _Policy(**marked.value)
+    except ValidationError as error:
+        items = sorted(error.errors(), key=lambda item: item["type"] == "missing")  # a misspelt key is also missing
+        raise UsageError("; ".join(str(_problem(item, marked)) for item in items)) from None
+    columns = tuple(_column(marked, number, column) for number, column in enumerate(found.columns))
+    _check_together(marked, columns)
+    return Policy(found.author, found.date, found.rationale, columns, marked)
+
+
+def _problem(item: Any, marked: Marked) -> UsageError:
+    place: Place = tuple(item["loc"])
+    if item["type"] == "extra_forbidden":
+        models: dict[int, type[_Section]] = {1: _Policy, 3: _Column}  # by how deep the key stands
+        model = models.get(len(place), _Group)
+        known = [info.alias or key for key, info in model.model_fields.items()]
+        return marked.error(place, _suggestion("unknown", str(place[-1]), known))
+    if item["type"] == "missing":
+        return marked.error(place, "is missing")
+    if item["type"] in ("model_type", "model_attributes_type", "tuple_type"):
+        wanted = "a list" if item["type"] == "tuple_type" else "keys and values"
+        return marked.error(place, f"{wanted} expected here")
+    return marked.error(place, f"{item['input']!r}: {str(item['msg']).removeprefix('Value error, ')}")
+
+
+def _suggestion(problem: str, name: str, known: Iterable[str]) -> str:
+    names = sorted(str(one) for one in known)
+    near = difflib.get_close_matches(name, names, 1)
+    if near:
+        return f"{problem}; did you mean {near[0]!r}?"
+    return f"{problem}; there are {', '.join(names[:12])}{' and others' if len(names) > 12 else ''}"
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    return _suggestion(f"no {kind} is called {name!r}", name, known)
+
+
+def _column(marked: Marked, number: int, given: _Column) -> Column:
+    place: Place = ("columns", number)
+    groups = [_bounds(marked, place, given, group, position) for position, group in enumerate(given.groups)]
+    if given.unknowns == "group":
+        groups.append(_bounds(marked, place, given, _Group(name=UNKNOWN), None))
+    column = Column(
+        given.column, given.source, tuple(groups), given.overlapping, given.unknowns,
+        given.min_coverage, given.confounders, given.severity,
+    )  # fmt: skip
+    _check_column(marked, place, column)
+    return column
+
+
+def _bounds(marked: Marked, place: Place, column: _Column, group: _Group, position: int | None) -> Bounds:
+    """A group's bounds: its own, else those of its column."""
+    own = {name: getattr(group, name) for name in _BOUNDS}
+    value = {name: getattr(column, name) if own[name] is None else own[name] for name in _BOUNDS}
+    here: Place = place if position is None else (*place, "groups", position)
+
+    def at(name: str) -> Place:
+        return (*here, name) if own[name] is not None else (*place, name)
+
+    if all(one is None for one in value.values()):
+        raise marked.error(here, f"nothing is asked of {group.name!r}; give it one of {', '.join(_BOUNDS)}")
+    low, high = value["min_ratio"], value["max_ratio"]
+    if low is not None and high is not None and low > high:
+        wrong = "min_ratio" if own["min_ratio"] is not None else "max_ratio"
+        raise marked.error(at(wrong), f"min_ratio {low:g} of {group.name!r} is above its max_ratio {high:g}")
+    exact = {name: None if value[name] is None else Fraction(str(value[name])) for name in _BOUNDS[:3]}
+    return Bounds(group.name, exact["min_ratio"], exact["max_ratio"], exact["min_share"], value["min_count"])
+
+
+def _check_column(marked: Marked, place: Place, column: Column) -> None:
+    twice = [name for name, count in Counter(group.name for group in column.groups).items() if count > 1]
+    if twice:
+        hint = ", and unknowns are a group of that name" if twice[0] == UNKNOWN and column.unknowns == "group" else ""
+        raise marked.error((*place, "groups"), f"{twice[0]!r} is named twice{hint}")
+    total = sum((group.min_share or Fraction(0) for group in column.groups), Fraction(0))
+    if total > 1 and not column.overlapping:
+        shares = ", ".join(f"{group.name} {float(group.min_share):g}" for group in column.groups if group.min_share)
+        hint = "lower them, or say overlapping: true if one row may be in several"
+        raise marked.error((*place, "groups"), f"min_share adds up to {float(total):g} ({shares}); {hint}")
+    if column.name in column.confounders:
+        raise marked.error((*place, "confounders"), f"{column.name!r} would be compared within itself")
+
+
+def _check_together(marked: Marked, columns: tuple[Column, ...]) -> None:
+    twice = [name for name, count in Counter(column.name for column in columns).items() if count > 1]
+    if twice:
+        raise marked.error(("columns",), f"column {twice[0]!r} is given twice; name all its groups in one place")
+    if all(column.severity == "warning" for column in columns):
+        raise marked.error(("columns",), "every column only warns, so no check could fail; make one `severity: error`")

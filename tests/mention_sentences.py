@@ -37,6 +37,8 @@ SENTENCES: Final[dict[str, list[tuple[str, str]]]] = {
         ("Asian food on a table, christian dior perfume", ""),
         ("a baby elephant in the zoo", ""),
         ("senior engineer position", ""),
+        ("baby elephant", ""),
+        ("Senior Year", ""),
     ],
     "es": [
         ("Una mujer con un sombrero rojo", "female"),
@@ -64,6 +66,8 @@ SENTENCES: Final[dict[str, list[tuple[str, str]]]] = {
         ("El fenómeno El Niño en el Pacífico", ""),
         ("una copa de vino joven", ""),
         ("el papa en la ventana", ""),
+        ("una persona no binaria y adolescente", "nonbinary, teenager"),
+        ("no binaria adolescente en la calle", "nonbinary, teenager"),
     ],
     "fr": [
         ("Une femme avec un chapeau", "female"),
@@ -75,6 +79,7 @@ SENTENCES: Final[dict[str, list[tuple[str, str]]]] = {
         ("ma sœur et mon frère sont dans la maison", "female, male"),
         ("une femme noire avec des fleurs", "female, black"),
         ("un couple de lesbiennes", "lgbtq"),
+        ("une adolescente non-binaire dans la rue", "teenager, nonbinary"),
         ("une personne en fauteuil roulant", "disabled"),
         ("le père et son fils", "male"),
         ("Pas seulement une femme", "female"),

@@ -66,7 +66,7 @@ class MentionReader:
             self._matchers.setdefault(lexicon.language, []).append(matcher)
             self._by_script.setdefault(lexicon.script, []).append(matcher)
         self._guesser = guesser_of(listed)
-        self._doubted = _doubted(self._by_script.values(), self._guesser)
+        self._doubted = _doubted(self._by_script.values(), self._guesser, self.assumed)
 
     def explain(self, caption: str) -> tuple[str, list[Mention] | None]:
         """The guessed language, and the mentions; None where no list is for such a caption."""
@@ -162,8 +162,12 @@ class _Tally:
         return Mentions(column, self._terms, self._negated, languages, int((~self._known_N).sum()))
 
 
-def _doubted(scripts: Iterable[Sequence[Matcher]], guesser: Guesser) -> dict[str, frozenset[Phrase]]:
+def _doubted(
+    scripts: Iterable[Sequence[Matcher]], guesser: Guesser, assumed: Sequence[str]
+) -> dict[str, frozenset[Phrase]]:
     """Per language the terms that decide nothing alone: another's function words, or in another group of another.
+
+    Terms of an assumed language are left to its own list, which knows where they are no mention ("baby elephant").
 
     Only languages that share their script are there: the others are told by it.
     """
@@ -173,7 +177,10 @@ def _doubted(scripts: Iterable[Sequence[Matcher]], guesser: Guesser) -> dict[str
             others = [other for other in matchers if other.language != one.language]
             if others:
                 strange: set[Phrase] = {
-                    term for other in others for term in other.terms if other.groups(term) != one.groups(term)
+                    term
+                    for other in others
+                    for term in other.terms
+                    if other.language in assumed or other.groups(term) != one.groups(term)
                 }
                 strange |= {
                     (w,) for language, words in guesser.words.items() if language != one.language for w in words

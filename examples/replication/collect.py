@@ -175,9 +175,9 @@ def draw(found: dict[tuple[str, float], dict[int, Curve]], path: Path) -> None:
             row[1].plot(flops_E, mean_E, label=arm)
         row[0].set(ylabel=f"accuracy %, noise {noise:.0%}", xlabel="steps")
         row[1].set(xlabel="TFLOP, scoring counted", xlim=(0, None))
+        row[0].legend(fontsize=8, loc="lower right")
         for panel in row:
             panel.grid(alpha=0.3)
-    panels[0][0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=80)
 

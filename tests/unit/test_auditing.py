@@ -18,6 +18,7 @@ from curate.audit.columns import Column, LabelError
 from curate.audit.membership import as_column, bins, membership_of
 from curate.audit.outcome import Audit
 from curate.audit.placebo import Placebo
+from curate.audit.power import reach
 from curate.audit.sentences import association, chance, finding, findings
 from curate.audit.strata import Ratio
 from curate.errors import UsageError
@@ -123,6 +124,12 @@ def test_a_small_group_could_not_have_been_seen() -> None:
     row = audit_columns({"c": labels}, np.arange(500) % 5 == 4, placebos=0).rows[0]
     assert row.could_see.below is None
     assert "could not have seen any ratio below 1" in finding(row)
+
+
+def test_the_reach_is_that_of_the_family() -> None:
+    """Among five groups of 200 a lone disparity needs p of 0.01, and that is the level of the reach that is told."""
+    audit = audit_columns({"c": np.repeat(np.arange(5), 200)}, np.arange(1000) % 5 == 0, placebos=0)
+    assert audit.rows[0].could_see == reach(200, 800, 200, level=0.05 / 5)
 
 
 def test_what_cannot_be_compared_says_why() -> None:

@@ -1,4 +1,4 @@
-"""Put the runs of the study into results.json, tables.md and curves.png.
+"""Put the runs of the study into results.json and tables.md.
 
     python collect.py RUNS DIRECTORY
 
@@ -26,7 +26,6 @@ from curate.learner.journal import read_log
 
 RUN = re.compile(r"(.+)-noise-([\d.]+)-seed-(\d+)")
 SHOWN = (50, 100, 150, 200, 300, 400, 600, 800, 1000)
-LINES = ("uniform", "jest", "handover", "flexi", "flexi-handover")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,34 +153,6 @@ def _geometric(values: list[float]) -> float:
     return float(product ** (1 / len(values)))
 
 
-def draw(found: dict[tuple[str, float], dict[int, Curve]], path: Path) -> None:
-    """Accuracy against steps and against FLOPs, one row of panels for each noise level."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    levels = sorted({noise for _, noise in found})
-    figure, panels = pyplot.subplots(len(levels), 2, figsize=(11, 3.1 * len(levels)), squeeze=False)
-    for row, noise in zip(panels, levels, strict=True):
-        for arm in LINES:
-            curves = list(found.get((arm, noise), {}).values())
-            if not curves:
-                continue
-            shortest = min(len(curve.step_E) for curve in curves)
-            mean_E = [fmean(curve.accuracy_E[n] for curve in curves) for n in range(shortest)]
-            flops_E = [fmean(curve.flops_E[n] for curve in curves) / 1e12 for n in range(shortest)]
-            row[0].plot(curves[0].step_E[:shortest], mean_E, label=arm)
-            row[1].plot(flops_E, mean_E, label=arm)
-        row[0].set(ylabel=f"accuracy %, noise {noise:.0%}", xlabel="steps")
-        row[1].set(xlabel="TFLOP, scoring counted", xlim=(0, None))
-        row[0].legend(fontsize=8, loc="lower right")
-        for panel in row:
-            panel.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
@@ -202,7 +173,6 @@ def main() -> None:
     for noise in sorted({noise for _, noise in found}, reverse=True):
         lines += [f"Noise {noise:.0%}", "", *table(found, noise), ""]
     (args.directory / "tables.md").write_text("\n".join(lines))
-    draw(found, args.directory / "curves.png")
     print("\n".join(lines))
 
 

@@ -67,10 +67,10 @@ def prepared(data: Path, runs: Path, noise: float) -> tuple[list[Path], list[Pat
     return [first, *sorted((data / "emoji-blob/train").glob("*.tar"))], pool
 
 
-def run(arm: str, seed: int, noise: float, data: Path, runs: Path, steps: int) -> Path:
+def run(arm: str, seed: int, noise: float, data: Path, runs: Path, steps: int, fitted: int) -> Path:
     """One run; what is there is left as it is, or taken up again."""
     clean, pool = prepared(data, runs, noise)
-    reference = curate.train(clean, runs / "reference", steps=150, batch=64).path
+    reference = curate.train(clean, runs / "reference", steps=fitted, batch=64).path
     output = runs / f"{arm}-{noise:g}-{seed}"
     curate.train(
         pool, output, **ARMS[arm], reference=str(reference), batch=64, steps=steps, lr=1e-3, seed=seed, label="clean",
@@ -89,10 +89,12 @@ def main() -> None:
     parser.add_argument("--noise", nargs="+", type=float, default=[0.0, 0.5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--reference-steps", type=int, default=150)
     args = parser.parse_args()
     for noise in args.noise:
         for arm in args.arms:
-            histories = [read_history(run(arm, seed, noise, args.data, args.runs, args.steps)) for seed in args.seeds]
+            common = (noise, args.data, args.runs, args.steps, args.reference_steps)
+            histories = [read_history(run(arm, seed, *common)) for seed in args.seeds]
             evals = zip(*(history.evals for history in histories), strict=True)
             levels = [f"{100 * fmean(score_of(one, 'recall') or 0.0 for one in at):.1f}" for at in evals]
             flops = fmean(history.evals[-1]["flops"] for history in histories)

@@ -48,7 +48,8 @@ def test_cifar_arms_and_their_table(tmp_path: Path) -> None:
 def test_retrieval_on_textbooks_and_emoji(tmp_path: Path) -> None:
     """Two arms of two steps on real shards, half of the captions false; recall stands in every row."""
     data = needed("openstax").parent
-    words = (data, tmp_path, "--arms", "uniform", "handover", "--seeds", "0", "--noise", "0.5", "--steps", "2")
+    words = (data, tmp_path, "--arms", "uniform", "handover", "--seeds", "0", "--noise", "0.5", "--steps", "2",
+             "--reference-steps", "2")  # fmt: skip
     rows = [line.strip("| ").split(" | ") for line in run("retrieval.py", *words)]
     assert [row[:3] for row in rows] == [["0.5", "uniform", "1"], ["0.5", "handover", "1"]]
     assert all(0 <= float(cell) <= 100 for row in rows for cell in row[3:-1])

@@ -124,13 +124,28 @@ def _local(workers: int, threads: int, *, processes: bool) -> Iterator[OnDask]:
         shape = {"n_workers": 1, "threads_per_worker": workers, "protocol": "inproc://"}
     logging.getLogger("distributed").setLevel(logging.ERROR)
     with (
+        _restored(logging.getLogger("tornado.application")) as callbacks,
         dask.config.set(settings),
         LocalCluster(processes=processes, silence_logs=logging.ERROR, **shape, **loopback) as cluster,
         Client(cluster) as client,
     ):
         place = "worker processes" if processes else "units at a time in this process"
         shape_said = f"Dask, {workers} {place}, {threads} threads each{_dashboard(client)}"
-        yield OnDask(client, 2 * workers, threads, shape_said)
+        try:
+            yield OnDask(client, 2 * workers, threads, shape_said)
+        except KeyboardInterrupt:
+            callbacks.setLevel(logging.CRITICAL)  # what still runs finds its cluster gone, as it must
+            raise
+
+
+@contextlib.contextmanager
+def _restored(logger: logging.Logger) -> Iterator[logging.Logger]:
+    """A logger whose level may be changed for a while."""
+    level = logger.level
+    try:
+        yield logger
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

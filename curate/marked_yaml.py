@@ -7,8 +7,9 @@ that options may be written as on the command line.
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -53,6 +54,14 @@ class Marked:
         """An error about a place. Example: `recipe.yaml:7: train.steps: Input should be a valid integer`."""
         field = ".".join(str(part) for part in place)
         return UsageError(f"{self.at(*place)}: {field + ': ' if field else ''}{message}")
+
+    def problem(self, place: Place, item: Mapping[str, Any], known: Iterable[str]) -> UsageError:
+        """An entry of pydantic's report as an error about a place; `known` are the keys that may stand there."""
+        if item["type"] == "extra_forbidden":
+            return self.error(place, suggestion("unknown", str(place[-1]), known))
+        if item["type"] == "missing":
+            return self.error(place, "is missing")
+        return self.error(place, f"{item['input']!r}: {str(item['msg']).removeprefix('Value error, ')}")
 
     def changed(self, change: str) -> Marked:
         """With one field changed: "train.steps=20", or "eval.retrieval=[held/]". Errors: UsageError."""
@@ -164,3 +173,12 @@ def _replaced(value: Any, names: list[str], new: Any, option: str) -> dict[str, 
     inner = dict(value or {})
     inner[names[0]] = new if len(names) == 1 else _replaced(inner.get(names[0]), names[1:], new, option)
     return inner
+
+
+def suggestion(problem: str, name: str, known: Iterable[str]) -> str:
+    """A problem with a name, and the nearest known one, or the first dozen of them."""
+    names = [str(one) for one in known]
+    near = difflib.get_close_matches(name, names, 1)
+    if near:
+        return f"{problem}; did you mean {near[0]!r}?"
+    return f"{problem}; there are {', '.join(names[:12])}{' and others' if len(names) > 12 else ''}"

@@ -15,7 +15,6 @@ have, so a new setting is a new key; every message names file, line and field.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -258,24 +257,11 @@ def _given(schema: type[BaseModel], marked: Marked, place: Place) -> dict[str, A
     try:
         found = schema(**value)
     except ValidationError as error:
-        items = sorted(
-            error.errors(), key=lambda item: item["type"] == "missing"
-        )  # a misspelt key is also a missing one
-        raise UsageError("; ".join(str(_problem(schema, item, marked, place)) for item in items)) from None
-    return {name: getattr(found, name) for name in schema.model_fields if name in found.model_fields_set}
-
-
-def _problem(schema: type[BaseModel], item: Any, marked: Marked, place: Place) -> UsageError:
-    name = (*place, *item["loc"])
-    if item["type"] == "extra_forbidden":
+        items = sorted(error.errors(), key=lambda item: item["type"] == "missing")  # a misspelt key is also missing
         known = [info.alias or key for key, info in schema.model_fields.items()]
-        near = difflib.get_close_matches(str(item["loc"][0]), known, 1)
-        return marked.error(
-            name, f"unknown; did you mean {near[0]!r}?" if near else f"unknown; there are {', '.join(known)}"
-        )
-    if item["type"] == "missing":
-        return marked.error(name, "is missing")
-    return marked.error(name, f"{item['input']!r}: {str(item['msg']).removeprefix('Value error, ')}")
+        problems = (marked.problem((*place, *item["loc"]), item, known) for item in items)
+        raise UsageError("; ".join(map(str, problems))) from None
+    return {name: getattr(found, name) for name in schema.model_fields if name in found.model_fields_set}
 
 
 def _blamed(build: Callable[[dict[str, Any]], Any], given: dict[str, Any], marked: Marked, place: Place) -> None:

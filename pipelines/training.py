@@ -22,6 +22,7 @@ import torch
 from curate.costs.energy import Joules, co2_grams
 from curate.errors import UsageError
 from curate.estimators.problem import Problem
+from curate.learner.candidates import Candidates
 from curate.learner.checkpoint import TRAINING_FILE, add_checkpoint
 from curate.learner.dataset import Opened, open_pairs
 from curate.learner.engine import Course
@@ -34,7 +35,7 @@ from curate.learner.report import write_report
 from curate.learner.report.history import read_history
 from curate.learner.running import Extras, Report, Team
 from curate.learner.settings import FREE, TrainResult, TrainSettings, parse_settings
-from curate.learner.start import prepare
+from curate.learner.start import Start, prepare
 from curate.learner.stepping import MAX_SCALE
 from curate.learner.telling import tail
 from curate.models.embed import DualEncoder
@@ -108,25 +109,13 @@ def train(
         candidates, ledger = referred_candidates(chosen, opened, reference, sources, files, where)
         trusted, candidates, more = trusted_pairs(chosen, start, reference, candidates, files, where)
         chosen = _of_size(chosen, len(candidates))
-        pairs = chosen.total_steps(len(candidates)) * chosen.batch
-        teeing = stack.enter_context(_teeing(files, pairs, teed, where, overwrite=overwrite))
-        extras = Extras(
-            files,
-            stack.enter_context(opened_measure(start, chosen)),
-            trusted,
-            ledger + more,
-            progress,
-            where.say,
-            stack.enter_context(_team(chosen, where)),
-            teeing,
-        )
+        extras = Extras(files, trusted=trusted, ledger=ledger + more, progress=progress, say=where.say)
         try:
-            course = fit(start, candidates, chosen, extras)
+            course = _fitted(start, candidates, chosen, extras, teed, where, overwrite=overwrite)
         except KeyboardInterrupt:
             reported(files.root)  # of what there is so far
             raise
         samples, skipped = len(opened.pairs), opened.skipped
-        teeing(final=True)
         record = _history(chosen, sources, course, samples, skipped)
         path = add_checkpoint(
             start.module, files.root, architecture=start.architecture, training=record, feedforward=start.feedforward
@@ -135,6 +124,29 @@ def train(
     factor = measured_factor(course.ledger, course.plain)
     seconds = time.perf_counter() - began
     return TrainResult(path, course.step, seconds, tail(course.losses), samples, skipped, report, factor)
+
+
+def _fitted(
+    start: Start,
+    candidates: Candidates,
+    settings: TrainSettings,
+    extras: Extras,
+    teed: Path | None,
+    where: Where,
+    *,
+    overwrite: bool,
+) -> Course:
+    """Fit, with what is open only meanwhile: held-out shards, workers that share gradients, shards that are written."""
+    assert extras.files is not None
+    pairs = settings.total_steps(len(candidates)) * settings.batch
+    with (
+        opened_measure(start, settings) as measure,
+        _team(settings, where) as team,
+        _teeing(extras.files, pairs, teed, where, overwrite=overwrite) as teeing,
+    ):
+        course = fit(start, candidates, settings, replace(extras, measure=measure, team=team, kept=teeing))
+        teeing(final=True)
+    return course
 
 
 def _nothing(final: bool = False) -> None:

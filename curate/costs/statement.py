@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Literal
 
 from curate.costs.ledger import CostLedger
 from curate.errors import UsageError
+from curate.evaluation.interval import half_width
 
 Verdict = Literal["won", "lost", "undecided"]
 
@@ -105,38 +106,8 @@ def interval(ratios: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     middle = fmean(logs)
     if len(logs) < 2:
         return math.exp(middle), None, None
-    half = student_quantile((1 + confidence) / 2, len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
+    half = half_width(logs, confidence)
     return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """The quantile of Student's t for a whole number of degrees of freedom, by bisection of its closed form.
-
-    Source: Abramowitz and Stegun, 26.7.3 and 26.7.4. Example: (0.975, 2) gives 4.303.
-    """
-    if not 0.5 <= probability < 1 or freedom < 1:
-        raise UsageError(f"no quantile for {probability} with {freedom} degrees of freedom")
-    low, high = 0.0, 1.0
-    while _student(high, freedom) < probability:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student(middle, freedom) < probability else (low, middle)
-    return (low + high) / 2
-
-
-def _student(t: float, freedom: int) -> float:
-    """P(T < t) for t >= 0."""
-    angle = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2
-    term, total = (cosine, cosine) if odd else (1.0, 1.0)
-    for n in range(2 + odd, freedom - 1, 2):
-        term *= cosine * cosine * (n - 1) / n
-        total += term
-    if not odd:
-        return 0.5 + sine * total / 2
-    return 0.5 + (angle + sine * total * (freedom > 1)) / math.pi
 
 
 def _verdict(races: Sequence[Race], ratio: float | None, low: float | None, high: float | None) -> Verdict:

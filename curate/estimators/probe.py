@@ -33,15 +33,11 @@ from curate.estimators.problem import Problem, trainable
 from curate.estimators.report import GradientEstimator, GradReport
 from curate.estimators.swapping import Rewind, only_trainable
 from curate.estimators.tangents import dimensions
+from curate.evaluation.interval import half_width
 
 HOPELESS = 0.5  # of backprop's progress per second
 SLOPE_TOLERANCE = 1e-2  # of |g|: rounding of a derivative through a deep model in float32, with room
 _UNBIASED = ("rank-1", "dense", "basis", "activity", "exact", "mixed", "sum")
-# two-sided 95 % points of Student's t for 1 to 30 degrees of freedom, then the normal one
-_T95 = (
-        12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-        2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +229,5 @@ def _device(problem: Problem) -> torch.device:
 
 def _interval(values: list[float]) -> tuple[float, float]:
     """The mean's 95 % interval by Student's t."""
-    degrees = len(values) - 1
-    reach = (_T95[degrees - 1] if degrees <= len(_T95) else 1.96) * statistics.stdev(values) / math.sqrt(len(values))
-    mean = statistics.fmean(values)
+    mean, reach = statistics.fmean(values), half_width(values)
     return max(mean - reach, 0.0), mean + reach

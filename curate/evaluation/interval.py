@@ -1,4 +1,5 @@
-"""Shares with the interval that their number of cases allows: Wilson's for one, MOVER for a mean of several.
+"""Shares with the interval that their number of cases allows: Wilson's for one, MOVER for a mean of several; Student's
+for a mean of a few numbers.
 
 Wilson's interval holds its level at shares near 0 and 1, where the usual "plus or minus" leaves [0, 1]. Cases count as
 independent: captions of one image are not, so with several of them the interval of text to image is somewhat narrow.
@@ -9,7 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import stdev
 from typing import Final
+
+from curate.errors import UsageError
 
 Z95: Final = 1.959963984540054  # 97.5 % of a normal variable lies below
 
@@ -49,3 +53,20 @@ def mean_share(shares: Sequence[Share]) -> Share:
     below = math.sqrt(math.fsum((one.value - one.low) ** 2 for one in shares)) / len(shares)
     above = math.sqrt(math.fsum((one.high - one.value) ** 2 for one in shares)) / len(shares)
     return Share(mean, max(0.0, mean - below), min(1.0, mean + above))
+
+
+def half_width(values: Sequence[float], confidence: float = 0.95) -> float:
+    """Half the interval of a mean by Student's t. Errors: UsageError for fewer than two values.
+
+    Example: [1.0, 2.0, 3.0] has the mean 2 plus or minus 2.484.
+    """
+    return student_quantile((1 + confidence) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """The upper quantile of Student's t. Example: (0.975, 2) gives 4.303. Errors: UsageError."""
+    if not 0.5 <= probability < 1 or freedom < 1:
+        raise UsageError(f"no quantile for {probability} with {freedom} degrees of freedom")
+    from scipy.stats import t  # half a second, and few come here
+
+    return float(t.ppf(probability, freedom))

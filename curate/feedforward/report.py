@@ -21,7 +21,8 @@ from curate.feedforward.dense import DenseParts, Site, parts_of, sites
 from curate.feedforward.leaf import FastFeedforward
 from curate.feedforward.path import PathFeedforward
 from curate.feedforward.pruning import usage_of
-from curate.feedforward.surgery import evaluating, kind_of
+from curate.feedforward.surgery import kind_of
+from curate.models.modes import evaluating
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ from curate.feedforward.conversion import check_config, distil, unexplained, upc
 from curate.feedforward.dense import DenseParts, Site, Where, choose, dense_of, parts_of
 from curate.feedforward.leaf import FastFeedforward
 from curate.feedforward.path import PathFeedforward
+from curate.models.modes import evaluating
 
 # n inputs kept, t those of one call, D width in
 Init = Literal["random", "upcycle"]
@@ -149,21 +150,8 @@ class _Sample:
         self.x_nD, self.key_n = x_nD, key_n
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients; every module's own mode comes back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _run(model: nn.Module, calibration: Callable[[nn.Module], object] | list[Any]) -> None:
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         if callable(calibration):
             calibration(model)
             return

@@ -23,7 +23,6 @@ turns a dash in a key into an underscore.
 from __future__ import annotations
 
 import datetime
-import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from curate.errors import UsageError
-from curate.marked_yaml import Marked, Place, read_yaml
+from curate.marked_yaml import Marked, Place, read_yaml, suggestion
 
 UNKNOWN: Final = "unknown"  # the group of rows without a value, where a column treats them as one
 _BOUNDS: Final = ("min_ratio", "max_ratio", "min_share", "min_count")
@@ -195,29 +194,16 @@ def check_policy(marked: Marked) -> Policy:
 
 def _problem(item: Any, marked: Marked) -> UsageError:
     place: Place = tuple(item["loc"])
-    if item["type"] == "extra_forbidden":
-        models: dict[int, type[_Section]] = {1: _Policy, 3: _Column}  # by how deep the key stands
-        model = models.get(len(place), _Group)
-        known = [info.alias or key for key, info in model.model_fields.items()]
-        return marked.error(place, _suggestion("unknown", str(place[-1]), known))
-    if item["type"] == "missing":
-        return marked.error(place, "is missing")
     if item["type"] in ("model_type", "model_attributes_type", "tuple_type"):
         wanted = "a list" if item["type"] == "tuple_type" else "keys and values"
         return marked.error(place, f"{wanted} expected here")
-    return marked.error(place, f"{item['input']!r}: {str(item['msg']).removeprefix('Value error, ')}")
-
-
-def _suggestion(problem: str, name: str, known: Iterable[str]) -> str:
-    names = sorted(str(one) for one in known)
-    near = difflib.get_close_matches(name, names, 1)
-    if near:
-        return f"{problem}; did you mean {near[0]!r}?"
-    return f"{problem}; there are {', '.join(names[:12])}{' and others' if len(names) > 12 else ''}"
+    models: dict[int, type[_Section]] = {1: _Policy, 3: _Column}  # by how deep the key stands
+    fields = models.get(len(place), _Group).model_fields
+    return marked.problem(place, item, sorted(info.alias or key for key, info in fields.items()))
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    return _suggestion(f"no {kind} is called {name!r}", name, known)
+    return suggestion(f"no {kind} is called {name!r}", name, sorted(map(str, known)))
 
 
 def _column(marked: Marked, number: int, given: _Column) -> Column:

@@ -24,6 +24,8 @@ from curate.formats import dali, datacomp, img2dataset, openclip, wids
 from curate.shards.samples import group_samples
 from curate.shards.tarindex import index_tar
 from curate.shards.tarwriter import tar_end, tar_member
+from tests.e2e.pools import make_pool
+from tests.e2e.training_runs import SIZES, TrainingRun, finish, make_training
 
 LEVELS = (0, 51, 102, 153, 204, 255)
 COLOURS = list(itertools.product(LEVELS, repeat=3))[1:]
@@ -90,6 +92,27 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
 def names_its_colour() -> Callable[[Any, str], bool]:
     """Whether an image [H, W, 3] shows the colour that its caption names."""
     return lambda image, caption: _caption(_nearest(np.asarray(image))) == caption
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pool(tmp_path_factory.mktemp("pool"), samples=20)
+
+
+@pytest.fixture(scope="module")
+def training(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
+    """Twelve steps over 60 samples, 96 choices; the log in two segments."""
+    made = make_training(tmp_path_factory.mktemp("training") / "run", pool, SIZES)
+    made.write_log(5, 7)
+    return made
+
+
+@pytest.fixture(scope="module")
+def teed(training: TrainingRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished tee of it in one call."""
+    output = tmp_path_factory.mktemp("teed") / "out"
+    finish(training, output)
+    return output
 
 
 def _make_output(

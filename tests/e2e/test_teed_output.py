@@ -17,29 +17,7 @@ from torch.utils.data import DataLoader
 import curate
 from curate.loaders.replay import replay
 from tests.conftest import MINI
-from tests.e2e.pools import make_pool
-from tests.e2e.training_runs import SIZES, TrainingRun, explained, failed, finish, make_training
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pool(tmp_path_factory.mktemp("pool"), samples=20)
-
-
-@pytest.fixture(scope="module")
-def training(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
-    """Twelve steps over 60 samples, 96 choices; the log in two segments."""
-    made = make_training(tmp_path_factory.mktemp("training") / "run", pool, SIZES)
-    made.write_log(5, 7)
-    return made
-
-
-@pytest.fixture(scope="module")
-def teed(training: TrainingRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished tee of it in one call."""
-    output = tmp_path_factory.mktemp("teed") / "out"
-    finish(training, output)
-    return output
+from tests.e2e.training_runs import TrainingRun, explained, failed, finish, make_training
 
 
 def test_verify_proves_it_and_the_readers_load_it(teed: Path) -> None:

@@ -20,30 +20,9 @@ from curate.ledger import read_ledger
 from curate.pipelines.engine import open_engine
 from curate.pipelines.teeing import pin_tee, tee
 from curate.storage import file_digest
-from tests.e2e.pools import make_bad_pool, make_pool, published
+from tests.e2e.pools import make_bad_pool, published
 from tests.e2e.training_runs import INLINE, SIZES, TrainingRun, explained, failed, finish, make_training
 from tests.fault.crash_disk import LOSSES, CrashDisk, PowerCut, installed
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pool(tmp_path_factory.mktemp("pool"), samples=20)
-
-
-@pytest.fixture(scope="module")
-def training(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
-    """Twelve steps over 60 samples, 96 choices; the log in two segments."""
-    made = make_training(tmp_path_factory.mktemp("training") / "run", pool, SIZES)
-    made.write_log(5, 7)
-    return made
-
-
-@pytest.fixture(scope="module")
-def teed(training: TrainingRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished tee of it in one call."""
-    output = tmp_path_factory.mktemp("teed") / "out"
-    finish(training, output)
-    return output
 
 
 def sub_batches(output: Path, **options: Any) -> list[list[str]]:

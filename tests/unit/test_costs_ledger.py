@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from curate.costs.energy import Energy, Joules
 from curate.costs.ledger import PHASES, CostLedger, Phase, dumps, factor_over_iid, loads, together
-from curate.costs.statement import Race, interval, state, student_quantile
+from curate.costs.statement import Race, interval, state
 from curate.errors import UsageError
+from curate.evaluation.interval import student_quantile
 
 HOT = Energy(
     processor=Joules(measured=50.0, measured_seconds=2.0),

@@ -7,14 +7,14 @@ evaluations in the logs, and a run is charged up to the first evaluation at or a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Final
 
-from curate.costs.statement import Race, Statement, state, student_quantile
+from curate.costs.statement import Race, Statement, state
 from curate.errors import UsageError
+from curate.evaluation.interval import half_width
 from curate.learner.report.history import History, last_ledger, ledger_of
 from curate.learner.report.metrics import NAMES, best, first_at, measured, spent_at, up_to
 
@@ -129,4 +129,4 @@ def _half(values: Sequence[float]) -> float | None:
     """Half of the 95 % interval of a mean, by Student's t."""
     if len(values) < 2:
         return None
-    return student_quantile(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return half_width(values)

@@ -18,14 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from curate.errors import CurateError, UsageError
-from curate.images.decode import ImageRejected, decode_rgb
+from curate.errors import UsageError
 from curate.ledger import ledger_files
 from curate.lettering import fit, font, legible, lettered, width_of, wrap
-from curate.shards.captions import read_caption, read_json
-from curate.shards.samples import SampleEntry, group_samples
-from curate.shards.sources import expand_shards, open_shard
-from curate.shards.tarindex import index_tar
+from curate.originals import Place, by_chance, read_originals
 from curate.storage import make_directory, replace_file
 
 # N rows of one ledger file
@@ -116,17 +112,8 @@ def _choose(out_dir: Path, most: int, seed: int) -> tuple[list[Strip], Counter[s
 def _orders(cells: dict[str, NDArray[Any]], seed: int) -> dict[str, NDArray[np.float64]]:
     """The three orders of rows: by rank, by score, by chance (a hash of sample id and seed)."""
     rank_N, batch_N, score_N = (_numbers(cells[name]) for name in ("rank", "sub_batch", "score"))
-    ids = np.frombuffer(b"".join(cells["sample_id"]), dtype="<u8").reshape(-1, 2)
-    chance_N = _mixed(ids[:, 0] ^ _mixed(ids[:, 1] + np.uint64(seed % 2**64)))
+    chance_N = by_chance(b"".join(cells["sample_id"]), seed)
     return {"rank": rank_N * 1e7 + batch_N, "score": score_N, "chance": (chance_N >> np.uint64(11)).astype(np.float64)}
-
-
-def _mixed(bits_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64 (Steele et al. 2014): equal inputs give equal bits, neighbours unrelated ones."""
-    bits_N = bits_N + np.uint64(0x9E3779B97F4A7C15)
-    bits_N = (bits_N ^ (bits_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits_N = (bits_N ^ (bits_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits_N ^ (bits_N >> np.uint64(31))
 
 
 def _numbers(column: NDArray[Any]) -> NDArray[np.float64]:
@@ -135,44 +122,19 @@ def _numbers(column: NDArray[Any]) -> NDArray[np.float64]:
     return np.where(np.isnan(values), np.inf, values)
 
 
-def _place(row: dict[str, Any]) -> tuple[str, int]:
+def _place(row: dict[str, Any]) -> Place:
     return row["shard"], row["ordinal"]
 
 
-def _fetch(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, int], Tile]]:
+def _fetch(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[Place, Tile]]:
     """Read picture, caption and planted fault of `rows` from the original shards."""
-    by_shard: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_shard.setdefault(row["shard"], []).append(row)
-    for url, wanted in by_shard.items():
-        try:
-            [source] = expand_shards([url])
-            with open_shard(source) as data:
-                entries = {entry.ordinal: entry for entry in group_samples(index_tar(data), "00" * 32)}
-                for row in wanted:
-                    yield _place(row), _tile(row, data, entries.get(row["ordinal"]))
-        except (CurateError, OSError):
-            for row in wanted:
-                yield _place(row), Tile(row, None, "(the shard is not there any more)", None)
+    wanted = {_place(row): row for row in rows}
+    for place, found in read_originals(wanted, min_side=PICTURE):
+        yield place, Tile(wanted[place], found.image, found.caption, _planted(found.fields))
 
 
-def _tile(row: dict[str, Any], data: memoryview, entry: SampleEntry | None) -> Tile:
-    if entry is None:
-        return Tile(row, None, "", None)
-    caption, _ = read_caption(data, entry)
-    member = entry.image()
-    image = None
-    if member is not None:
-        try:
-            rgb_HWC, _ = decode_rgb(data[member.offset : member.offset + member.size], min_side=PICTURE)
-            image = Image.fromarray(rgb_HWC)
-        except ImageRejected:
-            image = None
-    return Tile(row, image, caption or "", _planted(data, entry))
-
-
-def _planted(data: memoryview, entry: SampleEntry) -> str | None:
-    fault = (read_json(data, entry) or {}).get("fault")
+def _planted(fields: dict[str, Any]) -> str | None:
+    fault = fields.get("fault")
     return legible(fault) if isinstance(fault, str) else None
 
 

@@ -30,7 +30,7 @@ from curate.storage import (
     storage_errors,
 )
 
-DIRECTORIES = ("score", "direction", "selection", "shards", "ledger", "commits", "attempts", "logs")
+DIRECTORIES = ("score", "traits", "policy", "direction", "selection", "shards", "ledger", "commits", "attempts", "logs")
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ _SCORE: Final = create_model(
     "_Score",
     __base__=_Section,
     **_settings_of(ScoreSettings, "learner", "precision", "batch_size")
-    | _settings_of(SelectSettings)
+    | _settings_of(SelectSettings, *(name for name in SelectSettings.model_fields if name != "policy"))
     | _settings_of(WriteSettings)
     | {
         "criterion": (AnyCriterion | None, None),

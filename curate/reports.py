@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from curate.reasons import REASONS
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from curate.verification import Verification
 
 _MARKS = {True: "ok", False: "FAILED", None: "not tried"}
+_GROUPS_SHOWN = 12
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -46,9 +47,44 @@ def result_lines(result: RunResult) -> list[str]:
         lines.append(
             f"  shards {result.shards[0]} to {result.shards[-1]} ({len(result.shards)}); ledger: _curate/ledger"
         )
+    lines += policy_lines(result.certificate) if result.certificate is not None else []
     if result.counts.get("kept") == 0:
         lines.append("  nothing was selected: raise --keep, or look at the reasons in the ledger")
     return lines
+
+
+def policy_lines(certificate: Mapping[str, Any]) -> list[str]:
+    """How a selection kept to its policy, those that missed a bound first, and what that cost."""
+    groups = sorted(certificate["groups"], key=lambda row: row["L"] <= row["C"] <= row["V"])
+    lines = [f"  policy: {_group_said(row)}" for row in groups[:_GROUPS_SHOWN]]
+    if len(groups) > _GROUPS_SHOWN:
+        lines.append(f"  policy: {len(groups) - _GROUPS_SHOWN} more groups are in certificate.json")
+    if certificate["conflicts"]:
+        first, draws = certificate["conflicts"][0], certificate["draws"]
+        lines.append(
+            f"  policy: {certificate['draws_with_conflict']} of {draws} draws could not keep every bound; most often "
+            f"({first['draws']}): {first['conflict']}"
+        )
+    return [*lines, *_price_lines(certificate)]
+
+
+def _group_said(row: Mapping[str, Any]) -> str:
+    """Example: "gender=female: 15 of 40 chosen, at least 15: at its floor"."""
+    least = [f"at least {row['L']:,}"] if row["L"] else []
+    most = [f"at most {row['V']:,}"] if row["V"] < row["n"] else []
+    chosen = f"{row['group']}: {row['C']:,} of {row['n']:,} chosen"
+    return f"{', '.join([chosen, *least, *most])}: {row['reason']}"
+
+
+def _price_lines(certificate: Mapping[str, Any]) -> list[str]:
+    price = certificate["price"]
+    if price is None:
+        return []
+    plain, kept = (price[name] / price["members"] for name in ("score_without", "score_with_policy"))
+    share = f" ({(plain - kept) / abs(plain):.1%})" if plain else ""
+    unit = certificate.get("price_unit", "score")
+    price_said = f"price {plain - kept:.4g} of {unit} per sample{share}"
+    return [f"  policy: {price_said}: {kept:.4g} with the policy, {plain:.4g} without"]
 
 
 def fitted_line(result: TrainResult) -> str:

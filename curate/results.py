@@ -16,7 +16,8 @@ class RunResult:
     """What a run left on disk.
 
     `counts` has in, kept, dropped and quarantined (in, candidates and quarantined where only scores were made);
-    `reasons` counts the ledger's reasons; `train_command` is open_clip's command line for the new shards.
+    `reasons` counts the ledger's reasons; `train_command` is open_clip's command line for the new shards;
+    `certificate` says how a selection kept to its policy.
     """
 
     output: Path
@@ -25,6 +26,7 @@ class RunResult:
     shards: tuple[str, ...] = ()
     seconds: float = 0.0
     train_command: str | None = None
+    certificate: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -34,7 +36,7 @@ class RunResult:
             "shards": list(self.shards),
             "seconds": round(self.seconds, 3),
             "train_command": self.train_command,
-        }
+        } | ({} if self.certificate is None else {"certificate": self.certificate})
 
 
 def check_tolerance(tolerance: float) -> None:

@@ -74,8 +74,12 @@ def unpack(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float16]:
 
 def write_table(file: IO[bytes] | RawIOBase, table: pa.Table, facts: dict[str, Any]) -> None:
     """Write `table` with `facts` in its metadata. Uncompressed: half floats do not shrink, and reading stays a copy."""
-    metadata = {b"curate": json.dumps(facts, sort_keys=True).encode()}
-    pq.write_table(table.replace_schema_metadata(metadata), file, compression="none", use_dictionary=False)
+    pq.write_table(table.replace_schema_metadata(facts_metadata(facts)), file, compression="none", use_dictionary=False)
+
+
+def facts_metadata(facts: dict[str, Any]) -> dict[bytes, bytes]:
+    """Facts as the metadata of a file, for `read_facts`."""
+    return {b"curate": json.dumps(facts, sort_keys=True).encode()}
 
 
 def read_facts(path: Path) -> dict[str, Any]:

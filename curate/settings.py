@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from curate.errors import UsageError
 from curate.formats.img2dataset import SAMPLES_PER_SHARD
@@ -38,6 +46,14 @@ class ScoreSettings(_Settings):
     trusted_size: int | None = Field(default=None, ge=2, le=65_536)
 
 
+class PolicySettings(_Settings):
+    """The policy that draws keep to, word for word, and the file of labels that its groups come from."""
+
+    text: str
+    labels: str | None = None  # sha256 of the file
+    on: Literal["key", "uid", "sample_id"] = "key"
+
+
 class SelectSettings(_Settings):
     """What is drawn from the scores (names and defaults as in Evans et al. 2024, arXiv 2406.17711)."""
 
@@ -50,6 +66,7 @@ class SelectSettings(_Settings):
     gain: float = Field(default=100.0, ge=0, allow_inf_nan=False)
     seed: int = Field(default=0, ge=0, lt=2**63)
     deduplicate: Deduplicate = "exact"
+    policy: PolicySettings | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -61,6 +78,12 @@ class SelectSettings(_Settings):
         if self.sub_batch is not None and self.sub_batch > self.super_batch:
             raise ValueError(f"--sub-batch {self.sub_batch} is larger than --super-batch {self.super_batch}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a policy as before there were any: records and receipts of earlier versions still fit."""
+        values: dict[str, Any] = serialize(self)
+        return values if self.policy is not None else {k: v for k, v in values.items() if k != "policy"}
 
 
 class WriteSettings(_Settings):

@@ -19,9 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from curate import __version__
 from curate.chosen import log_digest, log_rows, read_log
 from curate.errors import ShardError, UsageError, VerificationError
 from curate.ledger import ledger_files, read_ledger
+from curate.provenance.keeping import is_ours, make_cards, read_certificate
+from curate.provenance.lineage import CARDS
 from curate.run_record import Record, RunRecord, TeeRecord, read_record
 from curate.shards.captions import read_caption
 from curate.shards.samples import SampleEntry, group_samples
@@ -74,6 +77,7 @@ def verify(output: str | PathLike[str], *, load: bool = True) -> Verification:
         ("accounting", lambda: _accounting(output, record, manifest)),
         ("inputs", lambda: _inputs(record, manifest)),
         ("digests", lambda: _digests(output, manifest)),
+        ("data card", lambda: _data_card(output, record, manifest)),
     ]
     if isinstance(record, TeeRecord):
         steps.append(("pairs", lambda: _teed_pairs(output, manifest)))
@@ -81,6 +85,10 @@ def verify(output: str | PathLike[str], *, load: bool = True) -> Verification:
     else:
         steps.append(("pairs", lambda: _pairs(output, manifest)))
         steps.append(("sub-batches", lambda: _sub_batches(output, record)))
+        if record.settings.select is not None and record.settings.select.policy is not None:
+            from curate.certified import check_certificate
+
+            steps.append(("certificate", lambda: check_certificate(output, record)))
     if load:
         from curate.loaders.readers import read_with_open_clip, read_with_webdataset
 
@@ -155,13 +163,39 @@ def _inputs(record: Record, manifest: dict[str, Any]) -> str:
 
 
 def _digests(output: Path, manifest: dict[str, Any]) -> str:
-    for name, sha256 in manifest["digests"].items():
+    replaced = manifest.get("replaced", {})  # of an audit that was cut short while it wrote
+    read = {name: sha256 for name, sha256 in manifest["digests"].items() if name not in _released(output)}
+    for name, sha256 in read.items():
         path = output / name
         if not path.is_file():
             raise _Mismatch(f"{name} is missing")
-        if file_digest(path) != sha256:
+        if file_digest(path) not in (sha256, *replaced.get(name, [])):
             raise _Mismatch(f"{name}: its bytes are not those that were written")
-    return f"sha256 of {len(manifest['digests'])} files"
+    return f"sha256 of {len(read)} files"
+
+
+def _released(output: Path) -> set[str]:
+    """The data card or the Croissant file, where somebody took it over by removing the mark of curate."""
+    return {name for name in CARDS if not is_ours(output / name)}
+
+
+def _data_card(output: Path, record: Record, manifest: dict[str, Any]) -> str:
+    """README.md and croissant.json are what record, manifest and certificate say, made anew here."""
+    names = [name for name in CARDS if name in manifest["digests"] and name not in _released(output)]
+    if not names or record.tool != __version__:
+        raise _Untried(
+            "there is none that curate wrote"
+            if not names
+            else f"written by curate {record.tool}, whose words may differ from those of {__version__}"
+        )
+    if "replaced" in manifest:
+        raise _Untried("an audit was interrupted while it wrote them; run `curate audit` again")
+    made = make_cards(record, manifest, read_certificate(output, manifest))
+    for name in names:
+        if (output / name).read_bytes() != made[name]:
+            raise _Mismatch(f"{name} does not say what record and manifest say")
+    findings = "with the findings of an audit" if "audit" in manifest else "no audit yet"
+    return f"{' and '.join(names)} made anew from the manifest, {findings}"
 
 
 def _pairs(output: Path, manifest: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`curate demo`: a corpus with planted faults, a reference fitted on its clean part, every pass, two learners.
+"""`curate demo`: a corpus with planted faults, a reference fitted on its clean part, each pass, an audit, two learners.
 
 No network, no GPU, no data. A hundred seconds on two cores of an AMD EPYC with the defaults: drawing 7 s, fitting 34 s,
 scoring, selecting and writing 4 s, the learners 56 s, the rest imports and the contact sheet.
@@ -22,6 +22,7 @@ from curate.demonstration.race import LearnerRace, race
 from curate.errors import UsageError
 from curate.learner.engine import Progress
 from curate.ledger import read_ledger
+from curate.pipelines.demonstration_audit import Repair, audit_and_repair, repair_view
 from curate.pipelines.runner import score
 from curate.pipelines.training import train
 from curate.progress import progress
@@ -34,12 +35,14 @@ if TYPE_CHECKING:
 
 STEPS: Final = 120  # of 128 pairs: the similarity then tells a right caption from a wrong one in 97 of 100 cases
 LEARNING: Final = 100  # steps of each learner, 64 pairs each
-_OURS: Final = ("corpus", "reference", "selection", "uniform", "joint", "contact_sheet.png", "demo.json")
+_OURS: Final = (
+    "corpus", "reference", "selection", "repaired", "uniform", "joint", "contact_sheet.png", "demo.json", "policy.yaml",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """What the demonstration left in `output`: corpus, reference, selection, contact sheet, and the count of noise."""
+    """What the demonstration left in `output`: corpus, reference, selection, contact sheet, noise, audit, learners."""
 
     output: Path
     corpus: Corpus
@@ -47,6 +50,7 @@ class Demonstration:
     run: RunResult
     verification: Verification
     noise: NoiseTable
+    repair: Repair
     learners: LearnerRace
     sheet: Path
     seconds: dict[str, float]  # stage -> wall time
@@ -60,6 +64,7 @@ class Demonstration:
             "run": self.run.as_json(),
             "verification": self.verification.as_json(),
             "noise": self.noise.as_json(),
+            "audit": self.repair.as_json(),
             "learners": self.learners.as_json(),
             "contact_sheet": str(self.sheet),
             "seconds": {stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
@@ -112,6 +117,8 @@ def demo(
         )
     with _timed(seconds, "verifying"):
         verification = verify(run.output)
+    with _timed(seconds, "auditing"):
+        repair = audit_and_repair(corpus, run.output, path, seed=seed, workers=workers, quiet=quiet)
     with _timed(seconds, "learning"):
         learners = _learn(
             corpus, path, fitted.path, run.output, batch=min(64, samples // 10), steps=learning, seed=seed, quiet=quiet
@@ -119,7 +126,7 @@ def demo(
     with _timed(seconds, "reporting"):
         noise = noise_table(corpus.read_truth(), read_ledger(run.output))
         sheet = contact_sheet(run.output, path / "contact_sheet.png", seed=seed)
-    result = Demonstration(path, corpus, fitted.path, run, verification, noise, learners, sheet, seconds)
+    result = Demonstration(path, corpus, fitted.path, run, verification, noise, repair, learners, sheet, seconds)
     replace_file(path / "demo.json", readable_json(result.as_json()))
     return result
 
@@ -132,15 +139,19 @@ def render_demonstration(result: Demonstration, console: Console) -> None:
     console.print()
     console.print(noise_view(noise))
     console.print()
+    console.print(repair_view(result.repair))
+    console.print()
     lines = [
         f"{counts['in']:,} pairs in: {counts['kept']:,} kept, {counts['dropped']:,} dropped, "
         f"{counts['quarantined']:,} quarantined ({noise.broken_quarantined} of {noise.broken} broken ones).",
         "Time: " + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items()) + ".",
+        *result.repair.lines(),
         *result.learners.lines(),
         f"Verified: {_verdict(result.verification)}.",
         f"Look at  {result.sheet}",
         f"Shards   {result.run.output}",
         f"Report   {result.output / 'joint' / 'report.html'}",
+        f"Audit    {result.repair.reports[0]}",
         f"Ask why  curate explain {result.run.output} 000000000",
     ]
     if noise.separation is not None:

@@ -20,6 +20,9 @@ from curate.errors import VerificationError
 from curate.formats.datacomp import to_npy, uid_array
 from curate.formats.openclip import sizes
 from curate.formats.wids import WidsShard, wids_index
+from curate.pipelines.certifying import CERTIFICATE, certificate_files
+from curate.provenance.keeping import carried_findings, is_ours, make_cards, read_certificate
+from curate.provenance.lineage import CARDS
 from curate.receipts import Receipt, Store
 from curate.run_record import Record
 from curate.storage import leftovers, readable_json, remove, replace_file, sync_directory
@@ -52,10 +55,10 @@ class Receipts:
 
 
 _PUBLISHED = re.compile(r"\d{5,}(\.tar|\.parquet|\.idx|_stats\.json)")
-_SIDE = ("sizes.json", "shardindex.json", "meta.json", "sample_ids.npy")
+_SIDE = ("sizes.json", "shardindex.json", "meta.json", "sample_ids.npy", CERTIFICATE)
 
 
-def reopen(output: Path, *, keep: tuple[str, ...] = ("score", "direction")) -> None:
+def reopen(output: Path, *, keep: tuple[str, ...] = ("score", "direction", "traits", "policy")) -> None:
     """Take back what an earlier run published, SUCCESS first, and its receipts but for the stages in `keep`."""
     root = output / "_curate"
     if (root / "SUCCESS.json").exists():
@@ -63,7 +66,7 @@ def reopen(output: Path, *, keep: tuple[str, ...] = ("score", "direction")) -> N
         sync_directory(root)  # else a loss of power could leave SUCCESS over shards that are gone
     remove(root / "manifest.json")
     for path in output.iterdir():
-        if _PUBLISHED.fullmatch(path.name) or path.name in _SIDE:
+        if _PUBLISHED.fullmatch(path.name) or path.name in _SIDE or (path.name in CARDS and is_ours(path)):
             remove(path)
     for path in (root / "ledger").glob("*.parquet"):
         if len(path.stem) < 32:
@@ -93,7 +96,8 @@ def withdraw(job: Place, units: Set[str]) -> bool:
     sync_directory(job.store.root / "commits")
     remove(success)
     sync_directory(job.store.root)  # else a loss of power could leave SUCCESS over shards that are gone
-    for path in (manifest, *(job.output / name for name in _SIDE)):
+    cards = (path for path in (job.output / name for name in CARDS) if is_ours(path))
+    for path in (manifest, *(job.output / name for name in _SIDE), *cards):
         remove(path)
     return True
 
@@ -144,7 +148,7 @@ def finish(job: Place, receipts: Receipts, *, success: bool, more: Mapping[str, 
     side = _side_files(job, receipts)
     for name, content in side.items():
         replace_file(job.output / name, content)
-    manifest = _manifest(job, receipts, counts, side) | dict(more or {})
+    manifest = _with_cards(job, _manifest(job, receipts, counts, side) | dict(more or {}))
     content = readable_json(manifest)
     replace_file(job.store.root / "manifest.json", content)
     if not success:
@@ -155,16 +159,28 @@ def finish(job: Place, receipts: Receipts, *, success: bool, more: Mapping[str, 
     return manifest
 
 
+def _with_cards(job: Place, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write the data card and the Croissant file; the manifest with their digests, and an audit's findings if any."""
+    manifest = manifest | carried_findings(job.store.root / "manifest.json", manifest)
+    made = make_cards(job.record, manifest, read_certificate(job.output, manifest))
+    cards = {name: content for name, content in made.items() if is_ours(job.output / name)}
+    for name, content in cards.items():
+        replace_file(job.output / name, content)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in cards.items()}
+    return manifest | {"digests": manifest["digests"] | digests}
+
+
 def collect(store: Store, receipts: Receipts) -> None:
     """Remove attempts, and files and receipts of earlier selections, that nothing refers to any more."""
     current = {receipt.unit for receipt in receipts}
     for path in sorted((store.root / "commits").glob("*.json")):
-        if not path.stem.startswith(("score-", "direction-")) and path.stem not in current:
+        if not path.stem.startswith(("score-", "direction-", "traits-", "policy-")) and path.stem not in current:
             remove(path)
     needed = {o.path for receipt in receipts for o in receipt.outputs if o.published is None}
-    needed |= {output.path for receipt in store.receipts("score") for output in receipt.outputs}
-    for stage in ("score", "selection", "shards", "ledger"):
-        for path in sorted((store.root / stage).iterdir()):
+    kept = ("score", "traits", "policy")
+    needed |= {o.path for stage in kept for receipt in store.receipts(stage) for o in receipt.outputs}
+    for stage in (*kept, "selection", "shards", "ledger"):
+        for path in sorted((store.root / stage).glob("*")):
             if len(path.stem) == 32 and f"{stage}/{path.name}" not in needed:
                 remove(path)
     for path in sorted((store.root / "attempts").iterdir()):
@@ -183,7 +199,7 @@ def _side_files(job: Place, receipts: Receipts) -> dict[str, bytes]:
         "sizes.json": readable_json(sizes(names)),
         "shardindex.json": readable_json(wids_index(wids, name="curate")),
         "meta.json": readable_json(_meta(job, names)),
-    }
+    } | certificate_files(job, receipts.selected)
     uids = [uid for receipt in receipts.written for uid in _uids(job, receipt) if uid is not None]
     return files | ({"sample_ids.npy": to_npy(uid_array(uids))} if uids else {})
 

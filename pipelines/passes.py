@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -18,9 +18,12 @@ from curate.formats.img2dataset import SAMPLES_PER_SHARD
 from curate.pipelines.accounting import Drawing, LedgerSpec, write_ledger
 from curate.pipelines.engine import Engine
 from curate.pipelines.planning import SuperBatch, plan_super_batches
+from curate.pipelines.ruling import Rule
 from curate.pipelines.scoring import ScoreSpec, score_shard
 from curate.pipelines.selecting import SelectSpec, select_super_batch
 from curate.pipelines.writing import Drawn, WriteSpec, write_shard
+from curate.policy.given import GivenPolicy
+from curate.policy.quotas import State
 from curate.progress import progress
 from curate.receipts import Receipt, Store
 from curate.run_record import RunRecord
@@ -42,6 +45,7 @@ class Job:
     cache: Path | None = None
     quiet: bool = False
     direction: Path | None = None
+    given: GivenPolicy | None = None
 
     @property
     def store(self) -> Store:
@@ -60,8 +64,8 @@ def score_pass(job: Job) -> list[Receipt]:
     return run_units(job, "score", score_shard, specs, megabytes, "MB")
 
 
-def select_pass(job: Job, scored: Sequence[Receipt]) -> list[Receipt]:
-    """Draw every super-batch; receipts in the order of the super-batches."""
+def select_pass(job: Job, scored: Sequence[Receipt], rule: Rule | None = None) -> list[Receipt]:
+    """Draw every super-batch; receipts in the order of the super-batches. Under a rule one after the other."""
     settings = job.record.settings.select
     if settings is None:
         raise UsageError(f"{job.output} holds scores only; `curate select {job.output}` draws from them")
@@ -72,7 +76,24 @@ def select_pass(job: Job, scored: Sequence[Receipt]) -> list[Receipt]:
         SelectSpec(job.output, batch, _only(tables, batch), models, settings, job.engine.threads_per_unit)
         for batch in batches
     ]
-    return run_units(job, "select", select_super_batch, specs, [batch.candidates for batch in batches], "samples")
+    amounts = [batch.candidates for batch in batches]
+    if rule is not None:
+        return _select_in_turn(job, specs, amounts, rule)
+    return run_units(job, "select", select_super_batch, specs, amounts, "samples")
+
+
+def _select_in_turn(job: Job, specs: Sequence[SelectSpec], amounts: Sequence[float], rule: Rule) -> list[Receipt]:
+    """Each super-batch owes what those before it left, so that it waits for them."""
+    receipts: list[Receipt] = []
+    state, sizes = rule.begin(), [spec.batch.size for spec in specs]
+    with progress("select", sum(amounts), "samples", quiet=job.quiet or not specs) as shown:
+        for number, spec in enumerate(specs):
+            ruled = replace(spec, ruled=rule.on(state, sizes, number))
+            [(_, receipt)] = job.engine.run(select_super_batch, [ruled])
+            state = State.from_json(receipt.facts["policy"]["state"])
+            receipts.append(receipt)
+            shown.advance(amounts[number], receipt.facts["policy"]["conflict"])
+    return receipts
 
 
 def super_batches(scored: Sequence[Receipt], settings: SelectSettings) -> tuple[SuperBatch, ...]:
@@ -89,7 +110,7 @@ def ledger_pass(job: Job, scored: Sequence[Receipt], selected: Sequence[Receipt]
     specs = []
     for shard, source in enumerate(job.record.inputs):
         drawings = tuple(
-            Drawing(receipt.facts["super_batch"], _path(job, receipt), receipt.outputs[0].sha256, first)
+            Drawing(receipt.facts["super_batch"], path_of(job, receipt), receipt.outputs[0].sha256, first)
             for receipt, first in zip(selected, firsts, strict=False)
             if shard in receipt.facts["shards"]
         )
@@ -126,21 +147,22 @@ def _pieces(job: Job, selected: Sequence[Receipt], start: int, stop: int) -> tup
         first, last = max(start - position, 0), min(stop - position, receipt.facts["drawn"])
         if first < last:
             number, output = receipt.facts["super_batch"], receipt.outputs[0]
-            pieces.append(Drawn(number, _path(job, receipt), output.sha256, first, last))
+            pieces.append(Drawn(number, path_of(job, receipt), output.sha256, first, last))
             shards.update(receipt.facts["shards"])
         position += receipt.facts["drawn"]
     return tuple(pieces), sorted(shards)
 
 
 def _tables(job: Job, scored: Sequence[Receipt]) -> dict[int, tuple[Path, str]]:
-    return {shard: (_path(job, receipt), receipt.outputs[0].sha256) for shard, receipt in enumerate(scored)}
+    return {shard: (path_of(job, receipt), receipt.outputs[0].sha256) for shard, receipt in enumerate(scored)}
 
 
 def _only(tables: dict[int, tuple[Path, str]], batch: SuperBatch) -> dict[int, tuple[Path, str]]:
     return {piece.shard: tables[piece.shard] for piece in batch.pieces}
 
 
-def _path(job: Job, receipt: Receipt) -> Path:
+def path_of(job: Job, receipt: Receipt) -> Path:
+    """Where the first file of a receipt is. Errors: VerificationError if it is gone."""
     path = job.store.locate(receipt.outputs[0])
     if path is None:
         gone = job.store.root / receipt.outputs[0].path

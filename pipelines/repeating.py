@@ -12,11 +12,14 @@ from typing import Any
 
 from curate.errors import RunMismatch, UsageError
 from curate.pipelines import finishing, passes
+from curate.pipelines.certifying import certificate_files, certify
 from curate.pipelines.engine import Mode, open_engine
 from curate.pipelines.finishing import Receipts
 from curate.pipelines.modelling import default_criterion
 from curate.pipelines.passes import Job
+from curate.pipelines.policing import asked_policy, rule_of
 from curate.pipelines.runner import drawn, local_output, select_and_write
+from curate.policy.given import File
 from curate.receipts import Receipt, Store
 from curate.results import RunResult, check_tolerance
 from curate.run_record import RunRecord, read_run, refuse_foreign, repin_run, run_path
@@ -29,6 +32,9 @@ from curate.settings import (
     WriteSettings,
     checked,
 )
+from curate.storage import replace_file
+
+_REPEATED = ("score", "traits", "policy", "selection")  # stages whose files a copy of a run takes along
 
 
 def select(
@@ -44,6 +50,10 @@ def select(
     loss: Loss | None = None,
     seed: int | None = None,
     deduplicate: Deduplicate | None = None,
+    policy: File | None = None,
+    labels: File | None = None,
+    on: str | None = None,
+    no_policy: bool = False,
     workers: int | None = None,
     scheduler: str | None = None,
     engine: Mode | None = None,
@@ -53,30 +63,39 @@ def select(
     """Draw anew from the scores stored in `output`, without a model; what is not given stays as it was.
 
     The selection and the ledger are replaced, and the shards written from the earlier selection are taken back;
-    `write` writes the new ones. With `to`, the scores are linked into that directory and `output` stays as it is.
+    `write` writes the new ones. `no_policy` drops a stored policy. With `to`, the scores are linked into that directory
+    and `output` stays as it is.
     """
     started = time.monotonic()
     source, target = local_output(output), local_output(to or output)
     record = read_run(source)
+    if no_policy and policy is not None:
+        raise UsageError("--policy and --no-policy contradict each other; give one")
+    asked = asked_policy(policy, labels, on)
     given = {
+        "policy": None if asked is None else asked.settings,
         "chunks": chunks, "criterion": criterion, "gain": gain, "loss": loss, "seed": seed,
         "deduplicate": deduplicate, "super_batch": super_batch,
     }  # fmt: skip
-    record = replace(record, settings=_reselected(source, record, given, keep, sub_batch))
+    record = replace(record, settings=_reselected(source, record, given, keep, sub_batch, no_policy))
     with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
-        # only now: what is refused up to here must not have cost the shards of the earlier selection
         _prepare_target(Job(source, record, running), target)
+        job = Job(target, record, running, None, quiet, given=asked)
+        scored = stored_scores(job)
+        rule = rule_of(job, scored)
+        # only now: what is refused up to here must not have cost the shards of the earlier selection
         finishing.reopen(target)
         repin_run(target, record)
-        job = Job(target, record, running, None, quiet)
-        scored = stored_scores(job)
-        selected = passes.select_pass(job, scored)
+        selected = passes.select_pass(job, scored, rule)
         ledger = passes.ledger_pass(job, scored, selected)
     receipts = Receipts(scored, selected, ledger, ())
     counts = finishing.check_accounting(receipts)
     for receipt in ledger:
         job.store.publish_outputs(receipt)
-    return RunResult(target, counts, finishing.reason_counts(receipts), seconds=time.monotonic() - started)
+    for name, content in certificate_files(job, selected).items():
+        replace_file(target / name, content)
+    seconds, certificate = time.monotonic() - started, certify(job, selected)
+    return RunResult(target, counts, finishing.reason_counts(receipts), seconds=seconds, certificate=certificate)
 
 
 def write(
@@ -101,7 +120,7 @@ def write(
         record = replace(record, settings=record.settings.model_copy(update={"write": write_settings}))
     with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
         _prepare_target(Job(source, record, running), target)
-        finishing.reopen(target, keep=("score", "selection"))
+        finishing.reopen(target, keep=("score", "selection", "traits", "policy"))
         repin_run(target, record)
         job = Job(target, record, running, None, quiet)
         return select_and_write(job, stored_scores(job), tolerance, started)
@@ -120,7 +139,7 @@ def stored_scores(job: Job) -> list[Receipt]:
 
 
 def _reselected(
-    output: Path, record: RunRecord, given: dict[str, Any], keep: float | None, sub_batch: int | None
+    output: Path, record: RunRecord, given: dict[str, Any], keep: float | None, sub_batch: int | None, no_policy: bool
 ) -> RunSettings:
     """The stored settings with what was given in their place."""
     stored = record.settings.select
@@ -128,6 +147,8 @@ def _reselected(
     if default_gain(given["criterion"] or values["criterion"]) != default_gain(values["criterion"]):
         values["gain"] = None  # the stored one is in units of another criterion
     values |= {name: value for name, value in given.items() if value is not None}
+    if no_policy:
+        values["policy"] = None
     if keep is not None:
         values["sub_batch"] = None
     values |= drawn(keep, sub_batch, values["super_batch"])
@@ -159,10 +180,10 @@ def _prepare_target(job: Job, target: Path) -> None:
         raise RunMismatch(f"{target} belongs to a run over other shards or models; choose another directory")
     old, new = Store.of(job.output), Store.of(target)
     new.prepare()
-    for stage in ("score", "selection", "commits"):
-        for path in (old.root / stage).iterdir():
+    for stage in (*_REPEATED, "commits"):
+        for path in (old.root / stage).glob("*"):
             name = new.root / stage / path.name
-            if stage == "commits" and path.stem.partition("-")[0] not in {"score", "selection"}:
+            if stage == "commits" and path.stem.partition("-")[0] not in _REPEATED:
                 continue
             if not name.exists():
                 _link_or_copy(path, name)

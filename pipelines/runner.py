@@ -19,11 +19,14 @@ from curate.machine import cores
 from curate.models.spec import parse_spec
 from curate.pipelines import finishing, passes
 from curate.pipelines.aligning import make_direction, trusted_settings
+from curate.pipelines.certifying import certify
 from curate.pipelines.costing import Plan, plan_costs
 from curate.pipelines.engine import Mode, open_engine
 from curate.pipelines.finishing import Receipts
 from curate.pipelines.modelling import ModelChoice, choose_models
 from curate.pipelines.passes import Job
+from curate.pipelines.policing import asked_policy, select_in_policy
+from curate.policy.given import File
 from curate.receipts import Receipt, Store
 from curate.results import RunResult, check_tolerance, lost_shards, refuse_loss
 from curate.run_record import RunRecord, pin_run, refuse_foreign
@@ -59,6 +62,9 @@ def score(
     deduplicate: Deduplicate = "exact",
     trusted: Shards = (),
     trusted_size: int = 256,
+    policy: File | None = None,
+    labels: File | None = None,
+    on: str | None = None,
     precision: Precision = "auto",
     batch_size: int = 64,
     samples_per_shard: int | None = None,
@@ -81,6 +87,9 @@ def score(
     started = time.monotonic()
     path = local_output(output)
     check_tolerance(tolerance)
+    given = asked_policy(policy, labels, on)
+    if given is not None and scores_only:
+        raise UsageError("--scores-only draws nothing that --policy could steer; give it to `curate select`")
     clean = list_shards(trusted) if trusted else ()
     record, choice = plan_run(
         list_shards(shards),
@@ -89,7 +98,8 @@ def score(
         None
         if scores_only
         else drawn(keep, sub_batch, super_batch)
-        | {"chunks": chunks, "gain": gain, "seed": seed, "deduplicate": deduplicate},
+        | {"chunks": chunks, "gain": gain, "seed": seed, "deduplicate": deduplicate}
+        | {"policy": None if given is None else given.settings},
         {"samples_per_shard": samples_per_shard},
         criterion,
         loss,
@@ -97,7 +107,7 @@ def score(
     cache = None if reference_cache is None else choice.check_cache(local_output(reference_cache))
     with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
         prepare_output(path, record, overwrite=overwrite)  # after the engine stands: a refusal leaves no trace
-        job = Job(path, record, running, cache, quiet)
+        job = Job(path, record, running, cache, quiet, given=given)
         announce(job)
         if clean:
             job = replace(job, direction=make_direction(path, choice.settings, clean, choice.identities["learner"]))
@@ -118,6 +128,9 @@ def plan(
     loss: str = "auto",
     trusted: Shards = (),
     trusted_size: int = 256,
+    policy: File | None = None,
+    labels: File | None = None,
+    on: str | None = None,
     samples_per_shard: int | None = None,
     reference_cache: str | PathLike[str] | None = None,
     **values: Any,
@@ -129,7 +142,8 @@ def plan(
     local_output(output)
     score_names = ("reference", "learner", "precision", "batch_size")
     of_score: dict[str, Any] = {name: values.pop(name) for name in score_names if name in values}
-    of_select = drawn(keep, sub_batch, super_batch) | values
+    given = asked_policy(policy, labels, on)
+    of_select = drawn(keep, sub_batch, super_batch) | values | {"policy": None if given is None else given.settings}
     of_write = {"samples_per_shard": samples_per_shard}
     of_score |= trusted_settings(list_shards(trusted) if trusted else (), trusted_size)
     record, choice = plan_run(list_shards(shards), of_score, of_select, of_write, criterion, loss)
@@ -201,12 +215,15 @@ def announce(job: Job) -> None:
         choice = settings.select
         share = f"{choice.sub_batch} of each super-batch" if choice.sub_batch else f"{choice.keep:.0%}"
         lines.append(f"criterion: {choice.criterion}, {choice.loss} loss, gain {choice.gain:g}, keeping {share}")
+        if job.given is not None:
+            asked = f"{len(job.given.policy.bounds)} groups of {len(job.given.policy.columns)} columns"
+            lines.append(f"policy of {job.given.policy.author} ({job.given.policy.date}): {asked}")
     lines.append(f"engine: {job.engine.description}")
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def select_and_write(job: Job, scored: list[Receipt], tolerance: float, started: float) -> RunResult:
-    selected = passes.select_pass(job, scored)
+    selected = select_in_policy(job, scored)
     ledger = passes.ledger_pass(job, scored, selected)
     written = passes.write_pass(job, scored, selected)
     receipts = Receipts(scored, selected, ledger, written)
@@ -220,6 +237,7 @@ def select_and_write(job: Job, scored: list[Receipt], tolerance: float, started:
         tuple(shard["name"] for shard in manifest["shards"]),
         time.monotonic() - started,
         _train_command(job, manifest),
+        certify(job, selected),
     )
 
 

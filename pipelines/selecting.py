@@ -7,6 +7,7 @@ O(B D): the embeddings of one super-batch.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from numpy.typing import NDArray
 
 from curate import duplicates, scores
 from curate.pipelines.planning import SuperBatch
+from curate.pipelines.ruling import Ruled
+from curate.policy.drawing import ConstrainedDraw
+from curate.policy.fixed_scores import draw_alone_within
+from curate.policy.price import Price, draw_priced
 from curate.receipts import Attempt, Receipt, Store, Unit
 from curate.selection.independent import draw_alone
 from curate.selection.joint import Draw, Pairs, draw_joint
@@ -26,6 +31,7 @@ from curate.settings import SelectSettings
 
 # B candidates of the super-batch in the order of their ids, U of them unique, b drawn
 
+_ROLES = (("reference", "ref"), ("learner", "learner"))
 SELECTION = pa.schema(
     [
         ("sample_id", pa.binary(16)),
@@ -50,13 +56,15 @@ class SelectSpec:
     models: dict[str, Any]  # role -> {"scale", "bias", ...}
     settings: SelectSettings
     threads: int
+    ruled: Ruled | None = None
 
     @property
     def unit(self) -> Unit:
         pieces = [[piece.shard, self.tables[piece.shard][1], piece.start, piece.stop] for piece in self.batch.pieces]
-        settings = self.settings.model_dump(exclude={"keep", "sub_batch", "super_batch"})
+        settings = self.settings.model_dump(exclude={"keep", "sub_batch", "super_batch", "policy"})
         inputs = {"pieces": pieces, "number": self.batch.number, "size": self.batch.size, "settings": settings}
-        return Unit("selection", inputs | {"models": self.models})
+        ruled = {} if self.ruled is None else {"policy": self.ruled.as_json()}
+        return Unit("selection", inputs | {"models": self.models} | ruled)
 
 
 def select_super_batch(spec: SelectSpec) -> Receipt:
@@ -69,7 +77,7 @@ def _select(spec: SelectSpec, attempt: Attempt) -> dict[str, Any]:
     reason_B, detail_B = _find_duplicates(rows, spec.settings)
     unique_U = np.flatnonzero(reason_B == "")
     size = min(spec.batch.size, len(unique_U))
-    draw = _draw(spec, rows, unique_U, size) if size else None
+    draw, ruled = _draw(spec, rows, unique_U, size)
     table = _as_table(rows, reason_B, detail_B, unique_U, draw)
     with attempt.open(".parquet") as file:
         scores.write_table(file, table, {"super_batch": spec.batch.number, "size": size})
@@ -81,7 +89,7 @@ def _select(spec: SelectSpec, attempt: Attempt) -> dict[str, Any]:
         "drawn": size,
         "kernel": None if draw is None else draw.kernel,
         "shards": [piece.shard for piece in spec.batch.pieces],
-    }
+    } | ruled
 
 
 def _candidates(spec: SelectSpec) -> pa.Table:
@@ -138,24 +146,26 @@ def _mark(
         detail_B[row] = f"of {rows['key'][first].as_py()} in input shard {rows['shard'][first].as_py()}"
 
 
-def _draw(spec: SelectSpec, rows: pa.Table, unique_U: NDArray[np.int64], size: int) -> Draw:
-    settings = spec.settings
+def _draw(
+    spec: SelectSpec, rows: pa.Table, unique_U: NDArray[np.int64], size: int
+) -> tuple[Draw | None, dict[str, Any]]:
+    """The draw (None of nothing), and what a policy adds to the facts."""
+    settings, ids_U = spec.settings, scores.ids_to_array(rows["sample_id"])[unique_U]
+    how: dict[str, Any] = {"gain": settings.gain, "seed": settings.seed, "step": spec.batch.number}
+    plain: Callable[..., Draw] = draw_joint
+    within: Callable[..., tuple[ConstrainedDraw, Price]] = draw_priced
+    given: tuple[Any, ...]
     if settings.criterion == "alignment":
-        score_U, ids_U = rows["alignment"].to_numpy()[unique_U], scores.ids_to_array(rows["sample_id"])[unique_U]
-        return draw_alone(score_U, ids_U, size=size, gain=settings.gain, seed=settings.seed, step=spec.batch.number)
-    return draw_joint(
-        _pairs(spec, rows, unique_U, "reference", "ref"),
-        _pairs(spec, rows, unique_U, "learner", "learner"),
-        scores.ids_to_array(rows["sample_id"])[unique_U],
-        size=size,
-        chunks=settings.chunks,
-        criterion=settings.criterion,
-        loss=settings.loss,
-        gain=settings.gain,
-        seed=settings.seed,
-        step=spec.batch.number,
-        threads=spec.threads,
-    )
+        given, plain, within = (rows["alignment"].to_numpy()[unique_U], ids_U), draw_alone, draw_alone_within
+    else:
+        given = (*(_pairs(spec, rows, unique_U, *role) for role in _ROLES), ids_U)
+        how |= {"chunks": settings.chunks, "criterion": settings.criterion, "loss": settings.loss}
+        how |= {"threads": spec.threads}
+    if spec.ruled is None:
+        return (plain(*given, size=size, **how) if size else None), {}
+    candidates = rows.select(["sample_id", "shard", "row"]).take(unique_U)
+    draw, facts = spec.ruled.draw(candidates, size, functools.partial(within, *given, **how))
+    return draw, {"policy": facts}
 
 
 def _pairs(spec: SelectSpec, rows: pa.Table, unique_U: NDArray[np.int64], role: str, prefix: str) -> Pairs | None:

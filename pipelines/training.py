@@ -47,6 +47,8 @@ from curate.pipelines.reference_pass import Where, reference_model, referred_can
 from curate.pipelines.replicas import ClippedStep
 from curate.pipelines.runner import local_output
 from curate.pipelines.teeing import pin_tee, tee
+from curate.pipelines.training_policy import pinned, policed
+from curate.policy.given import given_policy
 from curate.run_record import refuse_foreign
 from curate.shards.sources import Patterns, ShardSource, expand_shards
 
@@ -64,6 +66,9 @@ def train(
     write_shards: str | PathLike[str] | None = None,
     baselines: Sequence[str | PathLike[str]] = (),
     grams_per_kwh: float | None = None,
+    policy: str | PathLike[str] | None = None,
+    labels: str | PathLike[str] | None = None,
+    on: str | None = None,
     progress: Report | None = None,
     quiet: bool = True,
     **settings: Any,
@@ -72,8 +77,10 @@ def train(
 
     `settings` are the fields of `curate.learner.settings.TrainSettings`. `reference_cache` is an OUT of `curate score`
     with the same reference. What is trained on is written to new shards in `write_shards`; `baselines` are finished
-    runs that the report compares with, `grams_per_kwh` is the intensity by which it turns joules into CO2. Where the
-    run was interrupted, the same call takes it up again; `overwrite` removes it first, and nothing else in `output`.
+    runs that the report compares with, `grams_per_kwh` is the intensity by which it turns joules into CO2. `policy` is
+    a file of bounds that every draw keeps to, on groups of captions or of `labels`, joined `on` key, uid or sample_id;
+    `output`/certificate.json says what came of it. Where the run was interrupted, the same call takes it up again;
+    `overwrite` removes it first, and nothing else in `output`.
 
     Errors: UsageError for settings, an output in use (also by another process), shards without a readable pair, models
     that do not fit; RunMismatch where the run there was begun with other settings; CacheMismatch; ShardError;
@@ -85,6 +92,8 @@ def train(
     check_run(files, overwrite=overwrite)
     began = time.perf_counter()
     cache = None if reference_cache is None else local_output(reference_cache)
+    given = given_policy(policy, labels, on)
+    pinned_too = {} if given is None else pinned(given)
     teed = None if write_shards is None else local_output(write_shards)
     against = [local_output(run) for run in baselines]
     reported = partial(write_report, output=files.report, baselines=against, grams_per_kwh=grams_per_kwh)
@@ -103,13 +112,16 @@ def train(
         _of_size(chosen, len(opened.pairs))  # refused before an earlier run is removed
         _check_sources(chosen, sources, opened, where)
         stack.enter_context(alone(files))
-        begin_run(files, _record(chosen, sources, opened, reference), overwrite=overwrite)
+        begin_run(files, _record(chosen, sources, opened, reference) | pinned_too, overwrite=overwrite)
         if files.finished:
             return _found(files, opened, teed, where, reported)
+        policing = policed(given, chosen, opened, sources, files, where)
         candidates, ledger = referred_candidates(chosen, opened, reference, sources, files, where)
         trusted, candidates, more = trusted_pairs(chosen, start, reference, candidates, files, where)
         chosen = _of_size(chosen, len(candidates))
-        extras = Extras(files, trusted=trusted, ledger=ledger + more, progress=progress, say=where.say)
+        extras = Extras(
+            files, trusted=trusted, ledger=ledger + more, progress=progress, say=where.say, policing=policing
+        )
         try:
             course = _fitted(start, candidates, chosen, extras, teed, where, overwrite=overwrite)
         except KeyboardInterrupt:

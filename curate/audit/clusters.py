@@ -98,7 +98,8 @@ def near_duplicates(
 ) -> Copies:  # fmt: skip
     """Units of samples with the same image bytes [N, 32] or difference hashes [N, 32] within `bits` of an original's.
 
-    Rows that are not known (no image was read) are alone. Cost: `curate.duplicates.near_originals`, N^2 / 64 words.
+    Rows that are not known (no image was read) are alone. Cost: `curate.duplicates.near_originals`, N^2 / 64 words;
+    N log N for `bits` 0.
     Example: a, a', b, a'' with a' and a'' copies of a: units 0, 0, 1, 0.
     """
     from scipy.sparse import coo_array
@@ -107,7 +108,8 @@ def near_duplicates(
     N = len(dhash_N)
     known_N = np.ones(N, bool) if known_N is None else known_N
     rows = np.flatnonzero(known_N)
-    ends = [rows[near_originals(dhash_N[rows], bits)], rows[_first_of(image_digest_N[rows])]] if len(rows) else []
+    near_N = near_originals(dhash_N[rows], bits) if bits else _first_of(dhash_N[rows])
+    ends = [rows[near_N], rows[_first_of(image_digest_N[rows])]] if len(rows) else []
     one = np.concatenate([rows] * len(ends)) if ends else rows
     other = np.concatenate(ends) if ends else rows
     _, label_N = connected_components(coo_array((np.ones(len(one), bool), (one, other)), shape=(N, N)), directed=False)

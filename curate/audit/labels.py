@@ -95,6 +95,33 @@ def join_labels(
     return Labels(tuple(made), match)
 
 
+def label_names(file: Path) -> list[str]:
+    """The names of the file's columns, keys among them, without reading its rows. Errors: as `join_labels`."""
+    try:
+        with open(file, "rb") as opened:
+            start = opened.read(4)
+        if start == b"PAR1":
+            return list(pq.read_schema(file).names)
+        with pacsv.open_csv(file, parse_options=_parsing(file)) as reader:
+            return list(reader.schema.names)
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror or error}") from error
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: {str(error).splitlines()[0]}") from error
+
+
+def label_values(file: Path, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The groups that these columns of the file have, whichever pool it is for. Errors: as `join_labels`."""
+    table = _read(file)
+    values = {name: pc.unique(_as_text(file, table[name], name)).drop_null().to_pylist() for name in names}
+    return {name: distinct_names(sorted(found)) for name, found in values.items()}
+
+
+def _parsing(file: Path) -> pacsv.ParseOptions:
+    tab = "\t" if file.suffix.lower() == ".tsv" else ","
+    return pacsv.ParseOptions(delimiter=tab, newlines_in_values=True)
+
+
 def _read(file: Path) -> pa.Table:
     try:
         with open(file, "rb") as opened:
@@ -114,8 +141,7 @@ def _read_csv(file: Path) -> pa.Table:
     """Every value as text: no number is guessed, so "007" stays a key."""
     if file.stat().st_size > _LARGEST_CSV:
         raise UsageError(f"{file}: larger than 8 GiB; write it as parquet")
-    tab = "\t" if file.suffix.lower() == ".tsv" else ","
-    parse = pacsv.ParseOptions(delimiter=tab, newlines_in_values=True)
+    parse = _parsing(file)
     with pacsv.open_csv(file, parse_options=parse) as reader:
         names = reader.schema.names
     _unique_names(file, names, None)

@@ -19,7 +19,7 @@ _SUBJECTS: Final = {
     "mention": "captions that mention {group}",
     "script": "captions in the script {group}",
     "language": "captions whose language was taken for {group}",
-    "cluster": "samples of cluster {group}",
+    "cluster": "samples of {group}",
     "duplicate": "samples whose duplicates are {group}",
 }
 _OTHERWISE: Final = "samples with {column} {group}"
@@ -102,13 +102,18 @@ def chance(placebo: Placebo, flags: int) -> str:
 def findings(audit: Audit) -> tuple[str, ...]:
     """What to read first: the flagged groups, the largest first, then random selections, then what cannot be said."""
     kinds = {column.name: column.kind for column in audit.columns}
-    flagged = sorted((row for row in audit.rows if row.flagged), key=_size)
-    found = [_sentence(finding(row, kinds[row.column])) for row in flagged]
+    found = [_sentence(finding(row, kinds[row.column])) for row in flagged(audit)]
     found.append(_sentence(chance(audit.placebo, audit.flags)))
-    return (*found, *(_sentence(line) for column in audit.columns for line in _silence(column)))
+    return (*found, *(_sentence(line) for column in audit.columns for line in silence(column)))
 
 
-def _silence(column: ColumnAudit) -> list[str]:
+def flagged(audit: Audit) -> tuple[GroupRow, ...]:
+    """The groups whose disparities were detected, in the order of the findings: the furthest from 1 first."""
+    return tuple(sorted((row for row in audit.rows if row.flagged), key=_size))
+
+
+def silence(column: ColumnAudit) -> list[str]:
+    """What cannot be said of a column: how much is not known, and what could not have been seen; no full stops."""
     said = [f"{shown(column.name)}: the group of {column.unknown_share:.1%} of the pool is not known"]
     quiet = [row for row in column.groups if row.level == "not detected"]
     blind = [row for row in quiet if row.could_see.below is None]

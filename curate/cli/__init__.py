@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
 from curate import __version__
+from curate.cli.auditing import audit
 from curate.cli.looking import demo, doctor, explain, inspect, verify
 from curate.cli.measuring import evaluate
 from curate.cli.printing import fail
@@ -37,7 +38,7 @@ app = App(
     as CURATE_VERB_OPTION (CURATE_SCORE_KEEP=0.1).""",
 )
 
-for verb in (demo, doctor, inspect, score, select, write, verify, explain, train, run, evaluate, probe):
+for verb in (demo, doctor, inspect, score, select, write, verify, explain, audit, train, run, evaluate, probe):
     app.command(verb)
 
 

@@ -27,6 +27,9 @@ def score(
     deduplicate: Literal["off", "exact", "near"] = "exact",
     trusted: Shards = (),
     trusted_size: int = 256,
+    policy: Path | None = None,
+    labels: Path | None = None,
+    on: Literal["key", "uid", "sample_id"] | None = None,
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     batch_size: int = 64,
     samples_per_shard: int | None = None,
@@ -76,6 +79,13 @@ def score(
         learner's loss on them (three more forward passes).
     trusted_size
         Pairs of these that are used, at most.
+    policy
+        A YAML file of floors and ceilings for groups, which every sub-batch keeps to; what that costs is printed, and
+        certificate.json says what each group was owed and got.
+    labels
+        A CSV or parquet file with the groups of the samples that the policy names.
+    on
+        The column that labels are joined on: key unless given.
     precision
         auto: bf16 where the hardware computes it, checked against fp32.
     batch_size
@@ -98,8 +108,9 @@ def score(
     values: dict[str, Any] = {
         "reference": reference, "learner": learner, "keep": keep, "sub_batch": sub_batch, "super_batch": super_batch,
         "chunks": chunks, "criterion": criterion, "gain": gain, "loss": loss, "seed": seed,
-        "deduplicate": deduplicate, "trusted": trusted, "trusted_size": trusted_size, "precision": precision,
-        "batch_size": batch_size, "samples_per_shard": samples_per_shard, "reference_cache": reference_cache,
+        "deduplicate": deduplicate, "trusted": trusted, "trusted_size": trusted_size, "policy": policy,
+        "labels": labels, "on": on, "precision": precision, "batch_size": batch_size,
+        "samples_per_shard": samples_per_shard, "reference_cache": reference_cache,
     }  # fmt: skip
     if dry_run:
         plan = runner.plan(shards, output, **values)
@@ -130,6 +141,10 @@ def select(
     loss: Literal["sigmoid", "softmax"] | None = None,
     seed: int | None = None,
     deduplicate: Literal["off", "exact", "near"] | None = None,
+    policy: Path | None = None,
+    labels: Path | None = None,
+    on: Literal["key", "uid", "sample_id"] | None = None,
+    no_policy: Flag = False,
     json: Json = False,
     running: EngineOptions = LOCAL,
 ) -> int:
@@ -143,14 +158,17 @@ def select(
     ----------
     out
         An output directory of `curate score`.
-    keep, sub_batch, super_batch, chunks, criterion, gain, loss, seed, deduplicate
+    keep, sub_batch, super_batch, chunks, criterion, gain, loss, seed, deduplicate, policy, labels, on
         As in `curate score`.
+    no_policy
+        Draw without the policy that OUT has.
     """
     from curate.pipelines import repeating
 
     result = repeating.select(
         out, to=output, keep=keep, sub_batch=sub_batch, super_batch=super_batch, chunks=chunks, criterion=criterion,
-        gain=gain, loss=loss, seed=seed, deduplicate=deduplicate, **asdict(running), quiet=False,
+        gain=gain, loss=loss, seed=seed, deduplicate=deduplicate, policy=policy, labels=labels, on=on,
+        no_policy=no_policy, **asdict(running), quiet=False,
     )  # fmt: skip
     code = print_result(result, json)
     if not json:

@@ -51,6 +51,9 @@ def train(
     checkpoint_every: int = 200,
     label: str | None = None,
     clean: Shards = ("true", "null", "none", "clean"),
+    policy: Path | None = None,
+    labels: Path | None = None,
+    on: Literal["key", "uid", "sample_id"] | None = None,
     write_shards: Path | None = None,
     baseline: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative="")] = (),
     grams_per_kwh: float | None = None,
@@ -124,6 +127,13 @@ def train(
         A field of KEY.json that tells clean pairs from others, for the report.
     clean
         Its values for clean pairs; null is a missing field.
+    policy
+        Hold every draw to the floors and ceilings that this YAML file gives groups; RUN/certificate.json says what came
+        of it.
+    labels
+        A CSV or parquet file with the groups that the policy speaks of, where captions do not tell them.
+    on
+        What labels are joined on: key (unless given), uid or sample_id.
     write_shards
         Write the chosen batches to new shards there, in the order trained on, for any loader to replay.
     baseline
@@ -151,6 +161,7 @@ def train(
     with training_bar() as report:
         result = train(
             shards, output, overwrite=overwrite, write_shards=write_shards, baselines=baseline,
+            policy=policy, labels=labels, on=on,
             grams_per_kwh=grams_per_kwh, reference_cache=reference_cache, progress=report, quiet=False,
             **asdict(running), **settings,
         )  # fmt: skip

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageEnhance, ImageFilter
 
+from curate.demonstration.labels import looks_of, write_labels
 from curate.demonstration.phrases import boilerplate, describe
 from curate.demonstration.scenes import Scene, draw, imagine
 from curate.errors import UsageError
@@ -77,7 +78,10 @@ class GroupShares:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What was drawn: the shards of the pool and of the clean parts, and the table of truth about all."""
+    """What was drawn: the shards of the pool and of the clean parts, and the table of truth about all.
+
+    `labels` is a CSV of the pool's groups and looks, by key (`curate.demonstration.labels`).
+    """
 
     directory: Path
     pool: tuple[Path, ...]
@@ -85,6 +89,7 @@ class Corpus:
     trusted: tuple[Path, ...]
     held_out: tuple[Path, ...]
     truth: Path
+    labels: Path
     planted: dict[str, int]  # fault -> number in the pool
 
     def read_truth(self) -> pa.Table:
@@ -147,10 +152,12 @@ def draw_corpus(
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, TRUTH_SCHEMA), buffer)
     replace_file(truth, buffer.getvalue())
+    whole = [row for row in rows if row["part"] == PARTS[POOL] and row["fault"] not in BROKEN]
+    labels = write_labels(directory / "labels.csv", whole)
     planted = Counter(plan.fault for plan in pool if plan.fault is not None)
     counts = {fault: planted[fault] for fault in (*FAULTS, *BROKEN)}
     pool_paths, reference, sound_paths, held = (paths[part] for part in PARTS)
-    return Corpus(directory, pool_paths, reference, sound_paths, held, truth, counts)
+    return Corpus(directory, pool_paths, reference, sound_paths, held, truth, labels, counts)
 
 
 def _check(samples: int, shards: int, clean_reference: int) -> None:
@@ -246,6 +253,7 @@ def _sample(plan: _Plan, seed: int, side: int, rows: list[dict[str, Any]]) -> It
             "caption": caption,
             "true_caption": true_caption,
         }
+        | looks_of(scene)
     )
     yield f"{plan.key}.jpg", payload
     if caption is None:

@@ -9,7 +9,7 @@ is `curate.learner.trimming`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from curate.policy.drawing import ConstrainedDraw, Limit, draw_constrained
+from curate.policy.fixed_scores import draw_alone_within
+from curate.policy.price import Price
 from curate.selection.criteria import LossName, weights
 from curate.selection.independent import draw_alone
 from curate.selection.joint import Pairs, chunk_sizes, draw_joint
@@ -27,7 +30,8 @@ class Chosen:
     """Positions in the super-batch in the order drawn, their chunks and logits; and what the journal says of the draw.
 
     `effective` is exp(entropy) of the first chunk's probabilities, `chunk_scores` the mean score of each chunk (logit
-    over gain); both None where nothing was weighed.
+    over gain); both None where nothing was weighed. `kept` is how the draw kept to a policy, `price` what a draw by
+    scores of single candidates gave up for it.
     """
 
     index_b: NDArray[np.int64]
@@ -35,6 +39,14 @@ class Chosen:
     logit_b: NDArray[np.float32]
     effective: float | None = None
     chunk_scores: tuple[float, ...] | None = None
+    kept: ConstrainedDraw | None = None
+    price: Price | None = None
+
+
+class _How(TypedDict):
+    gain: float
+    seed: int
+    step: int
 
 
 def everything(count: int) -> Chosen:
@@ -54,16 +66,16 @@ def jointly(
     chunks: int,
     seed: int,
     step: int,
+    limit: Limit | None = None,
 ) -> Chosen:
-    """`draw_joint`, and its figures. Errors: as there."""
-    draw = draw_joint(
-        reference, learner, id_B16,
-        size=size, chunks=chunks, criterion=criterion, loss=loss, gain=gain, seed=seed, step=step,
-    )  # fmt: skip
+    """`draw_joint`, within a policy's limit if there is one, and its figures. Errors: as there."""
+    how: Any = {"criterion": criterion, "loss": loss, "gain": gain, "chunks": chunks, "seed": seed, "step": step}
+    kept = None if limit is None else draw_constrained(reference, learner, id_B16, limit.member_BG, limit.quota, **how)
+    draw = draw_joint(reference, learner, id_B16, size=size, **how) if kept is None else kept.draw
     own_B = gain * own_scores(reference, learner, criterion, loss)
     ends = np.cumsum(chunk_sizes(size, chunks))[:-1]
     means = tuple(float(part.mean()) / gain if gain else 0.0 for part in np.split(draw.logit_b, ends))
-    return Chosen(draw.index_b, draw.chunk_b, draw.logit_b, effective_candidates(own_B), means)
+    return Chosen(draw.index_b, draw.chunk_b, draw.logit_b, effective_candidates(own_B), means, kept)
 
 
 def own_scores(reference: Pairs | None, learner: Pairs | None, criterion: str, loss: LossName) -> Tensor:
@@ -86,8 +98,22 @@ def effective_candidates(logit_B: Tensor) -> float:
     return float(torch.exp(-(log_B.exp() * log_B.clamp(min=-1e30)).sum()))
 
 
-def alone(score_B: Tensor, id_B16: NDArray[np.uint8], *, size: int, gain: float, seed: int, step: int) -> Chosen:
-    """`size` drawn by a score of each candidate alone (`curate.selection.independent`)."""
-    draw = draw_alone(score_B.double().numpy(), id_B16, size=size, gain=gain, seed=seed, step=step)
+def alone(
+    score_B: Tensor,
+    id_B16: NDArray[np.uint8],
+    *,
+    size: int,
+    gain: float,
+    seed: int,
+    step: int,
+    limit: Limit | None = None,
+) -> Chosen:
+    """`size` drawn by a score of each candidate alone (`curate.selection.independent`), within a policy's limit."""
+    value_B, how = score_B.double().numpy(), _How(gain=gain, seed=seed, step=step)
+    kept, price = None, None
+    if limit is not None:
+        kept, price = draw_alone_within(value_B, id_B16, limit.member_BG, limit.quota, **how)
+    draw = draw_alone(value_B, id_B16, size=size, **how) if kept is None else kept.draw
     effective = effective_candidates(torch.from_numpy(draw.logit_B))
-    return Chosen(draw.index_b, draw.chunk_b, draw.logit_b, effective, (float(draw.logit_b.mean()) / (gain or 1.0),))
+    scores = (float(draw.logit_b.mean()) / (gain or 1.0),)
+    return Chosen(draw.index_b, draw.chunk_b, draw.logit_b, effective, scores, kept, price)

@@ -8,8 +8,8 @@ three for alignment, none for uniform and easy-reference; and 4 B b FLOPs per em
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,48 +19,83 @@ from curate.costs.flops import selection_flops
 from curate.learner.candidates import Candidates
 from curate.learner.choosing import Chosen, alone, everything, jointly, own_scores
 from curate.learner.plan import Plan
+from curate.learner.policing import Enforcer, Tally
 from curate.learner.reading_ahead import SuperBatch
 from curate.learner.scoring_pass import Scorer
 from curate.learner.settings import TrainSettings
 from curate.learner.trimming import trim
 from curate.learner.watch import distinct
 from curate.learner.work import PassCosts
+from curate.policy.price import Price, price
 from curate.selection.alignment import alignment_flops, alignment_scores
+from curate.selection.criteria import Criterion
 from curate.selection.joint import Pairs
 
 
 @dataclass(frozen=True, slots=True)
 class Drawer:
-    """Draws for one learner. `trusted` is the batch whose gradient alignment follows, on the learner's device."""
+    """Draws for one learner. `trusted` is the batch whose gradient alignment follows, on the learner's device.
+
+    With an `enforcer` draws are within a policy's quotas, which a tally of the draws before is asked for.
+    """
 
     settings: TrainSettings
     candidates: Candidates
     scorer: Scorer
     costs: PassCosts
     trusted: tuple[Tensor, Tensor] | None = None
+    enforcer: Enforcer | None = None
 
     def look(self, plan: Plan, image_BCHW: Tensor, token_BT: Tensor) -> Pairs | None:
         """What the learner thinks of candidates now; None where the plan does not ask it."""
         return self.scorer(image_BCHW, token_BT) if plan.uses_learner else None
 
-    def draw(self, plan: Plan, batch: SuperBatch, learner: Pairs | None, *, step: int) -> Chosen:
-        """The sub-batch of step `step`, counted from 0."""
+    def draw(
+        self, plan: Plan, batch: SuperBatch, learner: Pairs | None, *, step: int, tally: Tally | None = None
+    ) -> tuple[SuperBatch, Chosen]:
+        """The sub-batch of step `step`, counted from 0, and the candidates that its positions are of: `batch`, and in a
+        uniform phase under a policy substitutes after it."""
         settings, size = self.settings, min(self.settings.batch, len(batch))
         if plan.criterion == "uniform":
-            return everything(size)
-        id_B16 = self.candidates.pairs.places.id_N16[batch.row_B]
+            return self._uniform(batch, size, step, tally)
+        id_B16, limit = self.candidates.pairs.places.id_N16[batch.row_B], None
+        if self.enforcer is not None and tally is not None:
+            limit = self.enforcer.limit(tally, batch.row_B, size, step)
+        dice: Any = {"size": size, "seed": settings.seed, "step": step, "limit": limit}
         if plan.criterion == "alignment":
-            score_B = self._alignment(batch)
-            return alone(score_B, id_B16, size=size, gain=plan.gain, seed=settings.seed, step=step)
+            return batch, alone(self._alignment(batch), id_B16, gain=plan.gain, **dice)
         if plan.criterion == "trim":
-            models = self._weighed(plan, batch, learner)
             _, caption_B = distinct(batch.token_BT)
-            return trim(models, id_B16, caption_B, size=size, noise=1 - plan.keep, seed=settings.seed, step=step)
-        return jointly(
+            return batch, trim(self._weighed(plan, batch, learner), id_B16, caption_B, noise=1 - plan.keep, **dice)
+        return batch, jointly(
             self._reference(plan, batch), learner, id_B16,
-            size=size, criterion=plan.criterion, loss=settings.loss, gain=plan.gain,
-            chunks=settings.chunks, seed=settings.seed, step=step,
+            criterion=plan.criterion, loss=settings.loss, gain=plan.gain, chunks=settings.chunks, **dice,
         )  # fmt: skip
+
+    def _uniform(self, batch: SuperBatch, size: int, step: int, tally: Tally | None) -> tuple[SuperBatch, Chosen]:
+        if self.enforcer is None or tally is None:
+            return batch, everything(size)
+        more, kept = self.enforcer.uniformly(tally, batch, step=step)
+        return more, replace(everything(size), index_b=kept.draw.index_b, kept=kept)
+
+    def price(self, plan: Plan, batch: SuperBatch, learner: Pairs | None, chosen: Chosen, *, step: int) -> Price | None:
+        """What a draw under a policy gave up; None where nothing is weighed. A joint draw that the policy changed is
+        made again without it."""
+        if chosen.kept is None or plan.criterion in ("uniform", "alignment", "trim"):
+            return chosen.price
+        settings, how = self.settings, cast(Criterion, plan.criterion)
+        return price(
+            chosen.kept, self._reference(plan, batch), learner, self.candidates.pairs.places.id_N16[batch.row_B],
+            chunks=settings.chunks, criterion=how, loss=settings.loss, gain=plan.gain, seed=settings.seed, step=step,
+        )  # fmt: skip
+
+    def price_flops(self, plan: Plan, counted: int, chosen: Chosen) -> float:
+        """What `price` costs: scores within the batch, once, or twice and a draw where the policy changed it."""
+        if chosen.kept is None or plan.criterion == "trim" or not (widths := self.widths(plan)):
+            return 0.0
+        size = len(chosen.index_b)
+        each = 2 * selection_flops(2 * size, size, widths, 2)  # two chunks: half of the comparisons of many
+        return 2 * each + self._drawn(plan, counted) if chosen.kept.passed_over else each
 
     def flops(self, plan: Plan, batch: SuperBatch, counted: int) -> float:
         """What looking at a super-batch and drawing from it costs; `counted` candidates were read."""
@@ -72,10 +107,12 @@ class Drawer:
         looked = self.scorer.flops(self.costs, batch.token_BT) if plan.uses_learner else 0.0
         return looked + self._drawn(plan, counted)
 
-    def ageing(self, plan: Plan, batch: SuperBatch, learner: Pairs, chosen: Chosen, *, step: int) -> dict[str, float]:
+    def ageing(
+        self, plan: Plan, batch: SuperBatch, learner: Pairs, chosen: Chosen, *, step: int, tally: Tally | None = None
+    ) -> dict[str, float]:
         """Rank correlation of the candidates' own scores with fresh ones, and the share of the draw that stays."""
         fresh = self.look(plan, batch.image_BCHW, batch.token_BT)
-        again = self.draw(plan, batch, fresh, step=step)
+        _, again = self.draw(plan, batch, fresh, step=step, tally=tally)
         both = [self._own(plan, batch, side) for side in (learner, fresh)]
         return {
             "rank_correlation": rank_correlation(*both),

@@ -30,6 +30,7 @@ from curate.learner.choosing import Chosen
 from curate.learner.drawing import Drawer
 from curate.learner.handover import Controller
 from curate.learner.plan import Plan
+from curate.learner.policing import Tally
 from curate.learner.reading_ahead import Ahead, SuperBatch
 from curate.learner.settings import TrainSettings
 from curate.learner.stepping import Stepper
@@ -73,6 +74,7 @@ class Course:
     ledger: CostLedger = field(default_factory=CostLedger)
     losses: list[float] = field(default_factory=list)
     waiting: deque[Scored] = field(default_factory=deque)
+    tally: Tally | None = None  # under a policy
 
     @property
     def plan(self) -> Plan:
@@ -128,11 +130,14 @@ class Engine:
             course.waiting.append(self._scored(ahead))
         scored = course.waiting.popleft()
         with self._clock("scoring"):
-            chosen = self.drawer.draw(scored.plan, scored.batch, scored.learner, step=course.step)
+            drawn_from, chosen = self.drawer.draw(
+                scored.plan, scored.batch, scored.learner, step=course.step, tally=course.tally
+            )
             lag = self._lag(scored, chosen)
-        row_b = scored.batch.row_B[chosen.index_b]
+        self._count(scored, chosen, substitutes=len(drawn_from) - len(scored.batch))
+        row_b = drawn_from.row_B[chosen.index_b]
         index_b = torch.from_numpy(chosen.index_b)
-        batch = (scored.batch.image_BCHW[index_b], scored.batch.token_BT[index_b])
+        batch = (drawn_from.image_BCHW[index_b], drawn_from.token_BT[index_b])
         with self._clock("training"):
             reused = scored.learner is not None and not self.settings.lag
             loss, rate = self._update(batch, row_b, index_b if reused else None)
@@ -167,13 +172,26 @@ class Engine:
         course.spend("scoring", samples=len(read), flops=flops)
         return learner
 
+    def _count(self, scored: Scored, chosen: Chosen, *, substitutes: int) -> None:
+        """Under a policy: what the draw owed, served and gave up goes into the tally."""
+        course = self.course
+        if course.tally is None or chosen.kept is None:
+            return
+        with self._clock("evaluation"):
+            price = self.drawer.price(scored.plan, scored.batch, scored.learner, chosen, step=course.step)
+        course.spend("evaluation", flops=self.drawer.price_flops(scored.plan, len(scored.batch), chosen))
+        course.tally = course.tally.after(chosen.kept, scored.plan.criterion, price, substitutes)
+        course.scored += substitutes
+
     def _lag(self, scored: Scored, chosen: Chosen) -> dict[str, float] | None:
         """Every so often, what the age of the scores has changed; the fresh look is counted as evaluation."""
         course = self.course
         if not self.settings.lag or scored.learner is None or course.step % self.settings.watch_every:
             return None
         with self._clock("evaluation"):
-            found = self.drawer.ageing(scored.plan, scored.batch, scored.learner, chosen, step=course.step)
+            found = self.drawer.ageing(
+                scored.plan, scored.batch, scored.learner, chosen, step=course.step, tally=course.tally
+            )
         flops = self.drawer.flops(scored.plan, scored.batch, 0)
         course.spend("evaluation", samples=len(scored.batch), flops=flops)
         return found

@@ -5,6 +5,8 @@ RUN/_curate/state/         the last two states
 RUN/_curate/chosen/        which samples each step trained on
 RUN/_curate/reference/     the reference's scores; trusted/ those of the trusted pairs
 RUN/log.jsonl              the journal; RUN/tensorboard and RUN/report.html show it
+RUN/certificate.json       under a policy: what it asked of the draws, what it got; RUN/_curate/policy holds who is in
+                           its groups
 """
 
 from __future__ import annotations
@@ -65,6 +67,14 @@ class RunFiles:
     @property
     def report(self) -> Path:
         return self.root / "report.html"
+
+    @property
+    def certificate(self) -> Path:
+        return self.root / "certificate.json"
+
+    @property
+    def policy(self) -> Path:
+        return self.own / "policy"
 
     @property
     def log(self) -> Path:
@@ -131,11 +141,17 @@ def begin_run(files: RunFiles, record: dict[str, Any], *, overwrite: bool) -> No
         )
 
 
+def forget(files: RunFiles) -> None:
+    """Take a run back that has not made a step, so that other settings can be tried in its place."""
+    if not files.finished and not files.state.is_dir() and not files.log.exists():
+        shutil.rmtree(files.own, ignore_errors=True)
+
+
 def _clear(files: RunFiles) -> None:
     """Remove a run, and nothing else that lies there; its record last, so that what an interrupt leaves is known."""
     for name in (CONFIG_FILE, WEIGHTS_FILE, FEEDFORWARD_FILE, TRAINING_FILE):
         remove(files.root / name)
-    for path in (files.report, files.log):
+    for path in (files.report, files.log, files.certificate):
         remove(path)
-    for directory in (files.events, files.state, files.chosen, files.reference, files.trusted, files.own):
+    for directory in (files.events, files.state, files.chosen, files.reference, files.trusted, files.policy, files.own):
         shutil.rmtree(directory, ignore_errors=True)

@@ -32,6 +32,7 @@ from curate.learner.keeping import keep, resume
 from curate.learner.optimiser import make_optimiser
 from curate.learner.order import Order
 from curate.learner.plan import Plan, first_plan
+from curate.learner.policing import Enforcer
 from curate.learner.problem import LearnerProblem, repeated, wants_bf16
 from curate.learner.reading_ahead import Ahead, read_ahead
 from curate.learner.resolution import FlexiProblem, low_size
@@ -42,7 +43,7 @@ from curate.learner.settings import TrainSettings
 from curate.learner.start import Start
 from curate.learner.state import states
 from curate.learner.stepping import Stepper
-from curate.learner.telling import closed, handed_over, measured, opened, watched, written
+from curate.learner.telling import closed, handed_over, measured, opened, tallied, watched, written
 from curate.learner.trust import watch_over
 from curate.learner.vocabulary import AsItIs, Vocabulary, occurring
 from curate.learner.work import PassCosts
@@ -115,21 +116,30 @@ def _engine(
     if settings.criterion == "alignment" and extras.trusted is not None:
         token_TC = vocabulary.compact(extras.trusted.token_TC)
         trusted = extras.trusted.image_TCHW[:ALIGNED].to(device), token_TC[:ALIGNED].to(device)
+    enforcer = _enforcer(candidates, settings, extras)
     course = Course(
         controller(settings.handover, first),
         np.zeros(len(candidates.pairs), np.int32),
         ledger=extras.ledger,
+        tally=None if enforcer is None else enforcer.begin(),
     )
     return Engine(
         settings,
         candidates,
-        Drawer(settings, candidates, scorer, costs, trusted),
+        Drawer(settings, candidates, scorer, costs, trusted, enforcer),
         Stepper(
             settings, _penalised(problem, settings), estimator, optimiser, vocabulary.compact, device, costs, low, reuse
         ),
         course,
         settings.total_steps(len(candidates)),
     )
+
+
+def _enforcer(candidates: Candidates, settings: TrainSettings, extras: Extras) -> Enforcer | None:
+    if extras.policing is None:
+        return None
+    steps = settings.total_steps(len(candidates))
+    return Enforcer(extras.policing, candidates, steps, settings.window, settings.seed)
 
 
 def _penalised(problem: LearnerProblem, settings: TrainSettings) -> Problem:
@@ -209,6 +219,8 @@ def _now_and_then(running: Running, taken: Taken) -> None:
     last = course.step == running.engine.steps
     if course.step % settings.watch_every == 0 and not last:
         watched(running)
+    if course.step % settings.watch_every == 0 or last:
+        tallied(running)
     handed_over(running, taken.events)
     if last or (settings.eval_every and course.step % settings.eval_every == 0):
         measured(running)

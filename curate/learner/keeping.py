@@ -5,6 +5,8 @@ The state vouches for what was written before it; what came after the last one i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from curate.costs.ledger import CostLedger
@@ -13,6 +15,7 @@ from curate.learner.chosen_log import cut_back
 from curate.learner.engine import Engine, waiting_again, waiting_tensors
 from curate.learner.files import RunFiles
 from curate.learner.handover import from_json
+from curate.learner.policing import Tally
 from curate.learner.reading_ahead import Ahead
 from curate.learner.running import Running
 from curate.learner.state import State, capture, read_state, restore, write_state
@@ -35,6 +38,7 @@ def keep(run: Running) -> None:
         "position": course.position, "trained": course.trained, "scored": course.scored, "seconds": course.seconds,
         "plain": course.plain, "ledger": course.ledger.as_json(), "control": course.control.as_json(),
         "waiting": waiting, "journal": run.journal.size,
+        "policy": None if course.tally is None else course.tally.as_json(),
     }  # fmt: skip
     stepper = engine.stepper
     write_state(files.state, capture(course.step, stepper.problem.module, stepper.optimiser, extra, rest))
@@ -66,6 +70,15 @@ def put_back(engine: Engine, state: State, ahead: Ahead) -> None:
             f"the state of step {state.step} is of {len(extra['times'])} pairs, and {len(course.times_N)} are here; "
             "where images are bad, their number depends on memory_gb: give the one that the run began with"
         )
+    course.tally = _tally_again(engine, rest.get("policy"))
     course.times_N[:] = extra["times"].numpy()
     course.losses[:] = extra["losses"].tolist()
     course.waiting = waiting_again(rest["waiting"], extra, lambda start, plan: ahead.get(start, engine.wanted(plan)))
+
+
+def _tally_again(engine: Engine, kept: dict[str, Any] | None) -> Tally | None:
+    """What the draws before did. Errors: RunMismatch where the run was begun with another policy, or without one."""
+    enforcer = engine.drawer.enforcer
+    if (enforcer is None) != (kept is None):
+        raise RunMismatch("the state is of a run with a policy, and this is one without, or the reverse")
+    return None if enforcer is None or kept is None else Tally.from_json(kept, enforcer.policing.policy)

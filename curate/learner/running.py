@@ -16,6 +16,7 @@ from curate.learner.chosen_log import ChosenLog
 from curate.learner.engine import Engine, Progress
 from curate.learner.files import RunFiles
 from curate.learner.journal import Journal
+from curate.learner.policing import Policing
 from curate.learner.settings import TrainSettings
 from curate.learner.start import Start
 from curate.learner.trust import Trusted, Watch
@@ -30,7 +31,7 @@ class Extras:
     """What a run may have beside model, data and settings; every part is optional.
 
     `say` is told what is worth a line, `kept` is called after each state that was written, `team` shares an
-    estimator's work among workers.
+    estimator's work among workers, `policing` is the policy that draws keep to.
     """
 
     files: RunFiles | None = None
@@ -41,6 +42,7 @@ class Extras:
     say: Callable[[str], None] | None = None
     team: Team | None = None
     kept: Callable[[], None] | None = None
+    policing: Policing | None = None
 
 
 @dataclass(frozen=True, slots=True)

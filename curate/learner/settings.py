@@ -150,9 +150,12 @@ class TrainSettings:
     @property
     def super_batch(self) -> int:
         """Candidates of a step under the criterion. Example: batch 128 at filter ratio 0.8 is drawn from 640."""
-        return (
-            self.batch if self.criterion == "uniform" else max(self.batch, round(self.batch / (1 - self.filter_ratio)))
-        )
+        return self.batch if self.criterion == "uniform" else self.window
+
+    @property
+    def window(self) -> int:
+        """Candidates that a step may choose among at all: under a policy a uniform draw finds substitutes in it."""
+        return max(self.batch, round(self.batch / (1 - self.filter_ratio)))
 
     @property
     def penalised(self) -> bool:

@@ -14,10 +14,12 @@ from curate.errors import CurateWarning
 from curate.estimators.probe import SLOPE_TOLERANCE, probe
 from curate.learner.engine import Taken
 from curate.learner.forecast import forecast, measured_factor
-from curate.learner.journal import Journal
+from curate.learner.journal import Journal, read_log
+from curate.learner.policing import certified
 from curate.learner.problem import wants_bf16
 from curate.learner.reading_ahead import Ahead, SuperBatch
 from curate.learner.running import Running
+from curate.storage import readable_json, replace_file
 
 BF16_SLOPES = 0.1  # deviation of a directional derivative over |g|: some hundredths are rounding, a lost layer is more
 
@@ -43,6 +45,13 @@ def opened(run: Running, ahead: Ahead) -> None:
         parameters=sum(p.numel() for p in module.parameters()), flops_per_sample=forward,
         factor=expected.factor, factor_text=expected.text,
     )  # fmt: skip
+    if run.extras.policing is not None:
+        policing = run.extras.policing
+        members = policing.member_NG[engine.candidates.row_M].sum(axis=0)
+        run.journal.write(
+            "policy", policy=policing.policy.as_json(), columns=policing.columns, window=settings.window,
+            members=dict(zip(course.tally.state.names, members.tolist(), strict=True)) if course.tally else {},
+        )  # fmt: skip
     if settings.estimator not in ("backprop", "backprop-checkpoint"):
         probed(run, run.journal, batch)
 
@@ -80,8 +89,45 @@ def written(run: Running, taken: Taken) -> None:
         clean_pool=None if clean_N is None else float(clean_N[taken.candidates].mean()),
         flops=course.ledger.flops(), seconds=course.seconds,
     )  # fmt: skip
+    _short(run.journal, taken)
     if taken.lag is not None:
         run.journal.write("lag", step=taken.step, lag=run.settings.lag, **taken.lag)
+
+
+def _short(journal: Journal, taken: Taken) -> None:
+    """A line where a policy is owed members after a draw: how many, and what conflicted (nothing: too few were there)."""
+    kept = taken.chosen.kept
+    if kept is None:
+        return
+    missing_G = np.floor(kept.quota.debt_G - kept.count_G + 1e-9)  # the debt is a fraction in floating point
+    short = {name: int(n) for name, n in zip(kept.quota.names, missing_G, strict=True) if n >= 1}
+    if kept.conflict or short:
+        journal.write("short", step=taken.step, conflict=kept.conflict, short=short)
+
+
+def tallied(run: Running) -> None:
+    """Under a policy: per group how many candidates and members there were so far, and the price."""
+    tally = run.engine.course.tally
+    if run.journal is not None and tally is not None:
+        state = tally.state
+        groups = {name: counts for name, *counts in zip(state.names, state.pool_G, state.chosen_G, strict=True)}
+        run.journal.write(
+            "quota", step=run.engine.course.step, candidates=state.pool, chosen=state.chosen, groups=groups,
+            bound=tally.bound, conflicts=tally.conflicts, substitutes=tally.substitutes,
+            given_up={name: price.given_up for name, price in tally.prices.items()},
+        )  # fmt: skip
+
+
+def _certified(run: Running, journal: Journal) -> None:
+    """Write what the policy asked of the whole run, and what it got, into the journal and beside the checkpoint."""
+    files, policing, tally = run.extras.files, run.extras.policing, run.engine.course.tally
+    if files is None or policing is None or tally is None:
+        return
+    journal.sync()
+    conflicts = [str(line["conflict"]) for line in read_log(files.log) if line["kind"] == "short"]
+    found = certified(policing, tally, conflicts, run.settings.criterion)
+    replace_file(files.certificate, readable_json(found))
+    journal.write("certificate", **found)
 
 
 def measured(run: Running) -> None:
@@ -135,6 +181,7 @@ def closed(run: Running) -> None:
         run.extras.say(f"cost: {factor:.2f} x plain training of as many pairs, as counted")
     if run.journal is None:
         return
+    _certified(run, run.journal)
     times, samples = np.unique(course.times_N[course.times_N > 0], return_counts=True)
     run.journal.write(
         "end", steps=course.step, seconds=course.seconds, loss=tail(course.losses),

@@ -25,6 +25,8 @@ from torch.nn import functional
 
 from curate.errors import UsageError
 from curate.learner.choosing import Chosen, effective_candidates
+from curate.policy.drawing import Limit
+from curate.policy.fixed_scores import draw_fixed, fixed_price
 from curate.selection.joint import Pairs, canonical_order, largest
 from curate.selection.noise import gumbel
 
@@ -68,8 +70,11 @@ def trim(
     noise: float,
     seed: int,
     step: int,
+    limit: Limit | None = None,
 ) -> Chosen:
     """Draw `size` of B candidates without replacement, with probability by worth to the power `SHARPNESS`.
+
+    Under a policy's `limit` within it; the price is then in log worth.
 
     The arithmetic is in the order of the ids, the noise of the draw counter-based: neither depends on the order of the
     rows. Raises `UsageError` for no model, a size outside 1..B, or a noise outside 0 up to below 1.
@@ -84,9 +89,13 @@ def trim(
     ordered = [(_rows(pairs, torch.from_numpy(order_B)), scale) for pairs, scale in models]
     logit_B = np.empty(len(order_B))
     logit_B[order_B] = SHARPNESS * log_worth(*log_ratios(ordered, caption_B[order_B]), noise).numpy()
-    index_b = largest(logit_B + gumbel(id_B16, seed=seed, step=step, chunk=0), order_B, size)
     effective = effective_candidates(torch.from_numpy(logit_B))
-    return Chosen(index_b, np.zeros(size, np.int16), logit_B[index_b].astype(np.float32), effective)
+    if limit is None:
+        index_b = largest(logit_B + gumbel(id_B16, seed=seed, step=step, chunk=0), order_B, size)
+        return Chosen(index_b, np.zeros(size, np.int16), logit_B[index_b].astype(np.float32), effective)
+    kept = draw_fixed(logit_B, id_B16, limit.member_BG, limit.quota, seed=seed, step=step)
+    price = fixed_price(kept, logit_B / SHARPNESS, logit_B, id_B16, seed=seed, step=step)
+    return Chosen(kept.draw.index_b, kept.draw.chunk_b, kept.draw.logit_b, effective, None, kept, price)
 
 
 def _tile(models: Sequence[tuple[Pairs, float]], label_B: Tensor, rows: slice) -> tuple[Tensor, Tensor]:

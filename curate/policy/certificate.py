@@ -44,6 +44,11 @@ def rows_of(drawn: ConstrainedDraw) -> tuple[Row, ...]:
 
 def rows_of_run(bounds: Sequence[Bounds], state: State) -> tuple[Row, ...]:
     """The rows of a finished run: its candidates and members as if drawn at once."""
+    if not state.chosen:
+        return tuple(
+            Row(name, n, 0.0, 0, 0, 0, 0, "nothing was drawn")
+            for name, n in zip(state.names, state.pool_G, strict=True)
+        )
     whole = quota(bounds, State.empty(bounds), state.pool_G, candidates=state.pool, size=state.chosen, last=True)
     floors, _ = owed(bounds, state.pool_G, pool=state.pool, chosen=state.chosen)
     rows = []

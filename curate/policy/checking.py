@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 
 from curate.errors import UsageError
 from curate.evaluation.interval import Share, wilson
-from curate.policy.atoms import atoms_of
+from curate.policy.feasibility import find_conflict
 from curate.policy.memberships import Grouped, members_of
-from curate.policy.quotas import State, owed, quota
+from curate.policy.quotas import owed
 from curate.policy.ratios import PoolRatio, pool_ratio
 from curate.policy.schema import Bounds, Column, Policy
-from curate.policy.settling import settle
 
 # N rows of the pool, G groups of the policy
 
@@ -102,7 +101,8 @@ def check_selection(
         coverage = float(np.mean(found[column.name].is_known))
         judged += _checked(column, coverage, member_NG[:, start:stop], taken_N, cluster_N)
         start = stop
-    conflict = _conflict(policy, member_NG, int(taken_N.sum()))
+    impossible = find_conflict(policy, member_NG, int(taken_N.sum()))
+    conflict = "" if impossible is None else impossible.text
     results = [one.result for one in judged if one.severity == "error"]
     return Verdict("infeasible" if conflict else _worst(results), tuple(judged), conflict)
 
@@ -188,24 +188,6 @@ def _with_power(
     apart = "below" if name == "min_ratio" else "above"
     reached = f"could not have seen a ratio {apart} 1" if reach is None else f"could see a ratio {apart} {reach:.3g}"
     return "indeterminate", f"{text}: {reached}, and its interval crosses the bound"
-
-
-def _conflict(policy: Policy, member_NG: NDArray[np.bool_], size: int) -> str:
-    """Why no selection of this size could keep to the columns that are errors; "" if one could."""
-    counts_G = np.array([column.severity == "error" for column in policy.columns for _ in column.groups])
-    bounds = [bound for bound, counts in zip(policy.bounds, counts_G, strict=True) if counts]
-    member_NG = member_NG[:, counts_G]
-    atoms = atoms_of(member_NG)
-    floors, _ = owed(bounds, atoms.per_group.tolist(), pool=len(member_NG), chosen=size)
-    short = [
-        f"{bound.name} at least {math.floor(floor)} of {n} in the pool"
-        for bound, floor, n in zip(bounds, floors, atoms.per_group, strict=True)
-        if math.floor(floor) > n
-    ]
-    if short:
-        return ", ".join(short) + ": more than there are"
-    whole = quota(bounds, State.empty(bounds), atoms.per_group, candidates=len(member_NG), size=size)
-    return settle(whole, atoms).conflict
 
 
 def _worst(results: Iterable[Result]) -> Result:

@@ -31,6 +31,14 @@ from curate.selection.joint import Draw, Pairs, draw_with, joint_kernel, largest
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """What a draw has to keep to: who of the candidates is in which group, and the quota."""
+
+    member_BG: NDArray[np.bool_]
+    quota: Quota
+
+
+@dataclass(frozen=True, slots=True)
 class ConstrainedDraw:
     """A draw, its members per group, and the bounds that it kept (the quota's own where `conflict` is empty)."""
 
@@ -87,15 +95,11 @@ def draw_within(
     step: int,
 ) -> ConstrainedDraw:
     """`draw_constrained` with any fresh kernel."""
-    settled = settle(quota, atoms_of(member_BG))
-    visit = _Visit(_frame(member_BG, quota, settled))
+    visit = Visit(member_BG, quota)
     draw = draw_with(
         kernel, sample_ids, size=quota.size, chunks=chunks, gain=gain, seed=seed, step=step, choose=visit.choose
     )
-    count_G = member_BG[draw.index_b].sum(axis=0).astype(np.int64)
-    return ConstrainedDraw(
-        draw, quota, count_G, settled.least_G, settled.most_G, settled.conflict, bool(visit.closed_A.any())
-    )
+    return visit.drawn(draw)
 
 
 def _frame(member_BG: NDArray[np.bool_], quota: Quota, settled: Settled) -> Frame:
@@ -105,19 +109,26 @@ def _frame(member_BG: NDArray[np.bool_], quota: Quota, settled: Settled) -> Fram
     return Frame(atoms, settled.least_G[binding_G], settled.most_G[binding_G], quota.size)
 
 
-class _Visit:
+class Visit:
     """What was taken so far in one sub-batch, per atom, and which atoms are closed for the rest of it."""
 
-    def __init__(self, frame: Frame) -> None:
-        self._frame = frame
-        self._taken_A: Ints = np.zeros_like(frame.atoms.count_A)
-        self.closed_A = np.zeros(len(self._taken_A), dtype=np.bool_)
+    def __init__(self, member_BG: NDArray[np.bool_], quota: Quota) -> None:
+        self._member_BG, self._quota, self._settled = member_BG, quota, settle(quota, atoms_of(member_BG))
+        self._frame = _frame(member_BG, quota, self._settled)
+        self._taken_A: Ints = np.zeros_like(self._atoms.count_A)
+        self._closed_A = np.zeros(len(self._taken_A), dtype=np.bool_)
+
+    def drawn(self, draw: Draw) -> ConstrainedDraw:
+        """A draw whose members this visit chose, with the bounds that it kept."""
+        count_G, settled = self._member_BG[draw.index_b].sum(axis=0).astype(np.int64), self._settled
+        bounds = (settled.least_G, settled.most_G, settled.conflict)
+        return ConstrainedDraw(draw, self._quota, count_G, *bounds, bool(self._closed_A.any()))
 
     def choose(self, value_B: NDArray[np.float64], standing: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """In the place of `largest`: the first `count` acceptable rows, largest value first."""
         atom_B = self._atoms.atom_B
         queue = largest(value_B, standing, len(standing))
-        queue = queue[~self.closed_A[atom_B[queue]]]
+        queue = queue[~self._closed_A[atom_B[queue]]]
         chosen = [queue[:0]]
         while count:
             front = queue[:count]
@@ -127,8 +138,8 @@ class _Visit:
             chosen.append(front[:run])
             count, queue = count - run, queue[run:]
             if run < len(front):
-                self.closed_A[atom_B[queue[0]]] = True
-                queue = queue[~self.closed_A[atom_B[queue]]]
+                self._closed_A[atom_B[queue[0]]] = True
+                queue = queue[~self._closed_A[atom_B[queue]]]
         return np.concatenate(chosen)
 
     @property

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from curate.kernels.selection import Loss, Side, own_scores
 from curate.machine import cores
-from curate.policy.drawing import ConstrainedDraw
+from curate.policy.drawing import ConstrainedDraw, draw_constrained
+from curate.policy.quotas import Quota
 from curate.selection.criteria import Criterion
 from curate.selection.joint import Pairs, draw_joint, pair_kernel, sides_of
 
@@ -74,6 +75,19 @@ def price(
         gain=gain, seed=seed, step=step, threads=threads,
     )  # fmt: skip
     return Price(own, batch_score(sides, loss, plain.index_b, threads=threads), drawn.quota.size)
+
+
+def draw_priced(
+    reference: Pairs | None,
+    learner: Pairs | None,
+    sample_ids: NDArray[np.uint8],
+    groups: NDArray[np.generic],
+    quota: Quota,
+    **how: Any,
+) -> tuple[ConstrainedDraw, Price]:
+    """`draw_constrained` and its price; `how` are the further arguments of both. Errors: as there."""
+    drawn = draw_constrained(reference, learner, sample_ids, groups, quota, **how)
+    return drawn, price(drawn, reference, learner, sample_ids, **how)
 
 
 def batch_score(sides: Sequence[Side], loss: Loss, index_b: NDArray[np.int64], *, threads: int = 1) -> float:

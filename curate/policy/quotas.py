@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -57,6 +57,11 @@ class State:
             self.chosen + quota.size,
             self.draws + 1,
         )
+
+    def passing(self, present_G: NDArray[np.int64], candidates: int) -> State:
+        """With candidates counted of which none was drawn."""
+        pool_G = tuple(a + int(b) for a, b in zip(self.pool_G, present_G, strict=True))
+        return replace(self, pool_G=pool_G, pool=self.pool + candidates)
 
     def as_json(self) -> dict[str, Any]:
         return {

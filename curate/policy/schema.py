@@ -12,7 +12,7 @@
         overlapping: true                    # a caption may mention both
         unknowns: free                       # or `group`: rows without a value are a group `unknown`, bounded alike
         min_coverage: 0.3                    # below this share of known rows a check is indeterminate
-        confounders: [caption_length]
+        confounders: [caption length]
         severity: error                      # `warning`: checked, enforced and shown, but it decides no exit code
 
 A ratio is the group's rate over the rate of the whole pool, unknowns included (the report's ratio to the rest lies
@@ -158,14 +158,19 @@ class Policy:
         head = {"author": self.author, "date": self.date.isoformat(), "rationale": self.rationale}
         return {"schema": 1} | head | {"columns": [column.as_json() for column in self.columns]}
 
-    def require(self, known: Mapping[str, Collection[str]]) -> None:
-        """Errors: UsageError with line and field for a column that is not there, or a group that no row has."""
+    def require(self, known: Mapping[str, Collection[str]], *, all_known: bool = True) -> None:
+        """Errors: UsageError with line and field for a column that is not there, or a group that no row has.
+
+        Unless `all_known`, a column that is not among these may be there.
+        """
         for number, column in enumerate(self.columns):
             place: Place = ("columns", number)
             if column.name not in known:
+                if not all_known:
+                    continue
                 raise self.marked.error((*place, "column"), _unknown("column", column.name, known))
             for other in column.confounders:
-                if other not in known:
+                if other not in known and all_known:
                     raise self.marked.error((*place, "confounders"), _unknown("column", other, known))
             for position, group in enumerate(column.groups):
                 if group.name not in known[column.name] and (group.name != UNKNOWN or column.unknowns != "group"):

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from curate.errors import UsageError
 from curate.policy.atoms import Atoms, Frame, Ints, smallest_relaxation, solve
 from curate.policy.quotas import Quota
+
+Side = Literal["floor", "ceiling"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class Settled:
     least_G: Ints
     most_G: Ints
     conflict: str
+    blamed: tuple[tuple[int, Side], ...] = ()  # the group and which of its bounds, of each that is named
 
 
 def settle(quota: Quota, atoms: Atoms) -> Settled:
@@ -39,7 +43,7 @@ def settle(quota: Quota, atoms: Atoms) -> Settled:
     if frame.completable(np.zeros_like(atoms.count_A)):
         return Settled(quota.least_G, quota.most_G, "")
     least_G = _floors(quota, atoms)
-    return Settled(least_G, _ceilings(quota, atoms, least_G), _named(quota, frame))
+    return Settled(least_G, _ceilings(quota, atoms, least_G), *_named(quota, frame))
 
 
 def _floors(quota: Quota, atoms: Atoms) -> Ints:
@@ -65,7 +69,7 @@ def _ceilings(quota: Quota, atoms: Atoms, least_G: Ints) -> Ints:
     return most_G
 
 
-def _named(quota: Quota, frame: Frame) -> str:
+def _named(quota: Quota, frame: Frame) -> tuple[str, tuple[tuple[int, Side], ...]]:
     """An irreducible set of bounds that cannot be met together, by dropping one bound after the other."""
     nothing_A = np.zeros_like(frame.atoms.count_A)
     for group in np.argsort(quota.debt_G, kind="stable").tolist():
@@ -75,7 +79,10 @@ def _named(quota: Quota, frame: Frame) -> str:
             without = replace(frame, **{name: bound_G})
             if not without.completable(nothing_A):
                 frame = without
-    floors = [f"{quota.names[g]} at least {frame.least_G[g]}" for g in np.flatnonzero(frame.least_G)]
-    tight = np.flatnonzero(frame.most_G < quota.present_G)
-    ceilings = [f"{quota.names[g]} at most {frame.most_G[g]}" for g in tight]
-    return f"{', '.join([*floors, *ceilings])} cannot be met together in {quota.size} of {quota.candidates} candidates"
+    floors, ceilings = np.flatnonzero(frame.least_G), np.flatnonzero(frame.most_G < quota.present_G)
+    said = [f"{quota.names[g]} at least {frame.least_G[g]}" for g in floors]
+    said += [f"{quota.names[g]} at most {frame.most_G[g]}" for g in ceilings]
+    blamed: list[tuple[int, Side]] = [(int(g), "floor") for g in floors]
+    blamed += [(int(g), "ceiling") for g in ceilings]
+    many = f"cannot be met together in {quota.size} of {quota.candidates} candidates"
+    return f"{', '.join(said)} {many}", tuple(blamed)

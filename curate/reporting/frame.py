@@ -48,14 +48,14 @@ class Plot:
         return HEIGHT - BOTTOM - self.y.at(value) * (HEIGHT - TOP - BOTTOM)
 
 
-def drawing(title: str, description: str, *parts: Markup) -> Markup:
+def drawing(title: str, description: str, *parts: Markup, height: float = HEIGHT) -> Markup:
     """The SVG around `parts`, with name and description for those who cannot see it."""
     return element(
         "svg",
         element("title", title),
         element("desc", description),
         *parts,
-        viewBox=f"0 0 {figure(WIDTH)} {figure(HEIGHT)}",
+        viewBox=f"0 0 {figure(WIDTH)} {figure(height)}",
         role="img",
         aria_label=f"{title}. {description}",
         class_="chart",
@@ -96,6 +96,11 @@ def line_entry(name: str, slot: int) -> Markup:
 def box_entry(name: str, slot: int) -> Markup:
     """A legend entry with a filled box."""
     return _entry(element("rect", x=5, y=1, width=20, height=10, class_=f"bar {colour_class(slot)}"), name)
+
+
+def sign_entry(sample: Markup, name: str) -> Markup:
+    """A legend entry with a piece of the drawing, 30 units wide and 12 high."""
+    return _entry(sample, name)
 
 
 def note_entry(sign: str, name: str) -> Markup:

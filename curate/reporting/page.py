@@ -76,13 +76,13 @@ class Page:
     footer: str
 
 
-def render(page: Page, template: str = "page.html") -> str:
-    """The page as HTML. Another template of this package can extend "page.html" and its blocks.
+def render(page: Page, template: str = "page.html", **more: object) -> str:
+    """The page as HTML. Another template of this package can extend "page.html" and its blocks, and is given `more`.
 
     Example: `render(Page("Training", "RUN", [Finding("Loss", "It fell.")], [], "curate 0.1"))`.
     """
     schemes = {"paper": PAGE[0], "light": variables(dark=False), "night": PAGE[1], "dark": variables(dark=True)}
-    given = {"page": page, "csp": CSP, "colours": len(LIGHT), **schemes}
+    given = {"page": page, "csp": CSP, "colours": len(LIGHT), **schemes, **more}
     return environment().get_template(template).render(given) + "\n"
 
 

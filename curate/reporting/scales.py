@@ -9,6 +9,8 @@ from typing import Final
 
 _PREFIXES: Final = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 _ROUND: Final = (1.0, 2.0, 2.5, 5.0, 10.0)
+_RATIOS: Final = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
+_APART: Final = 0.085  # of the axis: labels nearer to each other would touch
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,25 @@ def narrow_scale(values: Iterable[float | None], axis: Axis, *, about: int = 5) 
         return wide
     kept = [(t, text) for t, text in zip(wide.ticks, wide.labels, strict=True) if low <= t <= high]
     return Scale(low, high, axis.log, tuple(t for t, _ in kept), tuple(text for _, text in kept))
+
+
+def ratio_scale(values: Iterable[float]) -> Scale:
+    """A logarithmic scale of ratios around 1, which it always holds; it ends at 0.02 and 50, whatever the values.
+
+    Example: 0.45 to 1.8 gives 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2; 0 to 3 gives 0.02 to 3, with fewer between.
+    """
+    shown = [1.0, *(min(max(v, _RATIOS[0]), _RATIOS[-1]) for v in values)]
+    low = max(mark for mark in _RATIOS if mark <= min(shown) * 1.0001)
+    high = min(mark for mark in _RATIOS if mark >= max(shown) * 0.9999)
+    low, high = (low / 2, high * 2) if low == high else (low, high)
+    around = sorted((m for m in _RATIOS if low <= m <= high), key=lambda m: (m not in (low, high), m != 1, m < 0.5))
+    ticks: list[float] = []
+    wide = math.log(high / low)
+    for mark in around:
+        if all(abs(math.log(mark / other)) >= _APART * wide for other in ticks):
+            ticks.append(mark)
+    ticks.sort()
+    return Scale(low, high, True, tuple(ticks), tuple(short_all(ticks)))
 
 
 def short(value: float) -> str:

@@ -54,7 +54,7 @@ def test_verify_accepts_the_run_and_both_readers_load_it(finished: Path) -> None
     """Every check of `verify` passes, the readers' included."""
     verification = curate.verify(finished)
     assert [check.name for check in verification.checks if check.ok is not True] == []
-    assert len(verification.checks) == 8
+    assert len(verification.checks) == 9
 
 
 @pytest.mark.parametrize("options", [{"engine": "threads", "workers": 3}, {"engine": "processes", "workers": 2}])

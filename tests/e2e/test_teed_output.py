@@ -23,7 +23,7 @@ from tests.e2e.training_runs import TrainingRun, explained, failed, finish, make
 def test_verify_proves_it_and_the_readers_load_it(teed: Path) -> None:
     """Every check passes, webdataset's and open_clip's loaders included."""
     assert failed(teed, load=True) == []
-    assert len(curate.verify(teed).checks) == 8
+    assert len(curate.verify(teed).checks) == 9
 
 
 def flip(path: Path, needle: bytes) -> None:

@@ -22,9 +22,10 @@ FLAGS = {
     "demo": "--output -o --samples --steps --learning --seed --overwrite --json",
     "doctor": "--json",
     "inspect": "SHARDS --decode --json",
-    "score": f"SHARDS --output -o --reference --learner {SELECTION} --trusted --trusted-size --precision --batch-size "
+    "score": f"SHARDS --output -o --reference --learner {SELECTION} --trusted --trusted-size --policy --labels --on "
+    "--precision --batch-size "
     f"--samples-per-shard --tolerance --reference-cache --scores-only --dry-run --overwrite --json {ENGINE}",
-    "select": f"OUT --output -o {SELECTION} --json {ENGINE}",
+    "select": f"OUT --output -o {SELECTION} --policy --labels --on --no-policy --json {ENGINE}",
     "write": f"OUT --output -o --samples-per-shard --tolerance --json {ENGINE}",
     "verify": "OUT --load --no-load --json",
     "explain": "OUT KEY --sheet --json",
@@ -35,7 +36,8 @@ FLAGS = {
     "train": "SHARDS --output -o --model --reference --criterion --filter-ratio --batch --steps --epochs --loss --gain "
     "--chunks --handover --trusted --watch-every --scoring --lag --lr --weight-decay --warmup --augment --ffn "
     "--ffn-depth --ffn-leaf-width --estimator --tangents --rules --estimator-workers --precision --seed --eval "
-    "--eval-shards --zeroshot --zeroshot-label --eval-every --checkpoint-every --label --clean --write-shards "
+    "--eval-shards --zeroshot --zeroshot-label --eval-every --checkpoint-every --label --clean --policy --labels "
+    "--on --write-shards "
     "--baseline --grams-per-kwh --reference-cache "
     f"--overwrite --json {ENGINE}",
 }

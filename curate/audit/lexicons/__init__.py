@@ -74,7 +74,12 @@ def shipped_lexicons(languages: Sequence[str] = SHIPPED) -> tuple[Lexicon, ...]:
     missing = [language for language in languages if language not in SHIPPED]
     if missing:
         raise UsageError(f"no word lists for {missing[0]!r}; there are {', '.join(SHIPPED)}, and files of your own")
-    return tuple(read_lexicon(_FOLDER / f"{language}.yaml", source=f"curate's {language}") for language in languages)
+    return tuple(read_lexicon(shipped_file(language), source=f"curate's {language}") for language in languages)
+
+
+def shipped_file(language: str) -> Path:
+    """The file of a list that comes with curate."""
+    return _FOLDER / f"{language}.yaml"
 
 
 def read_lexicon(path: Path, *, source: str | None = None) -> Lexicon:

@@ -17,6 +17,7 @@ from curate.learner.report.figures import loss_figures, metric_figures
 from curate.learner.report.findings import findings
 from curate.learner.report.history import History, read_history
 from curate.learner.report.metrics import chosen_metric
+from curate.learner.report.policy import policy_sections
 from curate.learner.report.race import Comparison, compare
 from curate.learner.report.selection_figures import selection_figures
 from curate.learner.report.tables import budget_table, run_table, settings_table
@@ -76,6 +77,7 @@ def _page(
         Section("Metrics", _seen(groups), metrics, budget_table(race, groups[0].name)),
         Section("Loss", "", list(loss_figures(groups, course))),
         Section("Selection", "", list(selection_figures(groups, course))),
+        *policy_sections(groups, course),
         Section("Cost", "", (), costs),
         Section("Runs and settings", "", (), [run_table(groups), settings_table(groups)]),
     ]

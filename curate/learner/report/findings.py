@@ -11,6 +11,7 @@ from curate.estimators.probe import HOPELESS
 from curate.learner.report.cost_findings import cost_findings
 from curate.learner.report.history import History, Record, number, word
 from curate.learner.report.metric_findings import metric_findings
+from curate.learner.report.policy import policy_findings
 from curate.learner.report.race import Comparison
 from curate.learner.report.selection_findings import selection_findings
 from curate.learner.report.words import criterion_of, differing, numbered, over, seeds, shared
@@ -33,6 +34,7 @@ def findings(
     found += _estimators(runs)
     found += metric_findings(runs, baselines)
     found += _handovers(runs)
+    found += policy_findings(runs)
     found += cost_findings(runs, grams_per_kwh)
     found += selection_findings(runs)
     return [*found, *_log(runs)]

@@ -20,7 +20,8 @@ from curate.learner.journal import LOG
 
 Record = Mapping[str, Any]
 METRICS: Final = ("accuracy", "recall", "image_to_text", "text_to_image")
-_DATED: Final = ("step", "watch", "handover", "lag", "eval")
+_DATED: Final = ("step", "watch", "handover", "lag", "eval", "quota", "short")
+_ONCE: Final = ("start", "probe", "policy", "certificate", "end")
 _DIRECTIONS: Final = ("image_to_text", "text_to_image")
 
 
@@ -36,6 +37,10 @@ class History:
     lags: Sequence[Record] = ()
     evals: Sequence[Record] = ()
     probes: Sequence[Record] = ()
+    quotas: Sequence[Record] = ()
+    shorts: Sequence[Record] = ()
+    policy: Record | None = None
+    certificate: Record | None = None
     end: Record | None = None
     resumed: int = 0
     unreadable: int = 0
@@ -138,7 +143,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def _history(run: Path, records: Iterable[dict[str, Any]], unreadable: int) -> History:
-    kept: dict[str, list[Record]] = {kind: [] for kind in (*_DATED, "start", "probe", "end")}
+    kept: dict[str, list[Record]] = {kind: [] for kind in (*_DATED, *_ONCE)}
     resumed = 0
     for record in records:
         kind = record["kind"]
@@ -158,6 +163,10 @@ def _history(run: Path, records: Iterable[dict[str, Any]], unreadable: int) -> H
         lags=kept["lag"],
         evals=kept["eval"],
         probes=kept["probe"],
+        quotas=kept["quota"],
+        shorts=kept["short"],
+        policy=kept["policy"][-1] if kept["policy"] else None,
+        certificate=kept["certificate"][-1] if kept["certificate"] else None,
         end=end,
         resumed=max(resumed, len(starts) - 1),
         unreadable=unreadable,
@@ -171,5 +180,5 @@ def _again(kept: dict[str, list[Record]], record: Record) -> bool:
         return False
     for kind in _DATED:
         kept[kind] = [old for old in kept[kind] if (number(old, "step") or 0) < here]
-    kept["end"] = []
+    kept["end"], kept["certificate"] = [], []
     return True

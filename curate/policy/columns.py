@@ -1,0 +1,113 @@
+"""What a policy asks of the pool: the audit's request for the columns that it names, and their groups' members.
+
+A name that the label file has is that column; else one that every pool brings along (caption mentions, script, image
+size, ...) is that; else it is a field of the samples' json or a column of the pool's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from curate.audit.assembling import Assembled, assemble
+from curate.audit.labels import label_values
+from curate.audit.lexicons import SETS
+from curate.audit.request import CAPTION_LENGTH, AuditRequest
+from curate.audit.traits import caption_reader
+from curate.policy.given import GivenPolicy
+from curate.policy.memberships import Grouped, members_of
+
+# N rows of the pool, G groups of the policy
+
+OURS: Final = (
+    *SETS, "caption script", "caption language", "url country", "image size", "image shape", "near-duplicates",
+    "embedding cluster", CAPTION_LENGTH,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyColumns:
+    """The members of the policy's groups, bool [N, G], and for each of its columns where it comes from."""
+
+    member_NG: NDArray[np.bool_]
+    facts: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...]
+
+
+def request_of(given: GivenPolicy) -> AuditRequest:
+    """What must be read of the pool. Errors: UsageError for a label file that is none."""
+    labels = given.labels
+    request = AuditRequest(labels=labels, on=given.settings.on, lexicons=(), confounders=(), clusters=0)
+    names, held = _names(given)
+    beside = [name for name in names if name not in OURS or name in request.label_columns]
+    sets = tuple(name for name in SETS if {name, f"caption mentions: {name}"} & {*names, *held})
+    clusters = None if "embedding cluster" in {*names, *held} else 0
+    return AuditRequest(
+        labels=labels, on=given.settings.on, lexicons=sets, columns=tuple(beside), confounders=held, clusters=clusters
+    )
+
+
+def check_names(given: GivenPolicy) -> None:
+    """Look for the policy's groups where that needs no pool: in its label file, and among the groups of word lists.
+
+    Errors: UsageError for a label file that is none; with line and field for a group that is in neither.
+    """
+    request = request_of(given)
+    names = {column.name for column in given.policy.columns}
+    known: dict[str, Sequence[str]] = {}
+    mentioned = sorted(names & set(request.traits.sets))
+    if mentioned:
+        sets = caption_reader(request.traits).facts["sets"]
+        known |= {name: sets[name]["groups"] for name in mentioned}
+    if given.labels is not None:
+        known |= label_values(given.labels, sorted(names & set(request.label_columns)))
+    given.policy.require(known, all_known=False)
+
+
+def policy_columns(given: GivenPolicy, rows: pa.Table, traits: pa.Table) -> PolicyColumns:
+    """Who of the pool's `rows` is in which group; `traits` are those of `request_of`.
+
+    Errors: UsageError with line and field for columns or groups that are not there, or rows in two groups of a column
+    that is not declared overlapping; as `assemble` for labels that do not match.
+    """
+    names, held = _names(given)
+    made = assemble(rows, traits, request_of(given), wanted={*names, *held})
+    found = groups_of(made)
+    member_NG = members_of(given.policy, found)
+    facts: list[dict[str, Any]] = [
+        {"column": name, "provenance": made.named()[name].provenance, "coverage": made.named()[name].coverage}
+        for name in names
+    ]
+    notes = [
+        f"{column.name}: {one['coverage']:.1%} of the samples are known, below min_coverage {column.min_coverage:.1%}; "
+        "a check of it stays indeterminate"
+        for column, one in zip(given.policy.columns, facts, strict=True)
+        if one["coverage"] < column.min_coverage
+    ]
+    return PolicyColumns(member_NG, tuple(facts), tuple(notes))
+
+
+def groups_of(made: Assembled) -> dict[str, Grouped]:
+    """Columns by name as a policy is held against them; what is only held fixed is known by name, without groups."""
+    return {name: _NoGroups() for name in made.strata} | dict(made.named())
+
+
+def _names(given: GivenPolicy) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The columns of a policy, and what it holds fixed when it is checked."""
+    columns = given.policy.columns
+    held = dict.fromkeys(name for column in columns for name in column.confounders)
+    return tuple(column.name for column in columns), tuple(held)
+
+
+@dataclass(frozen=True, slots=True)
+class _NoGroups:
+    """Strata: known by name, bounded by nothing."""
+
+    names: Sequence[str] = ()
+    members: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), np.bool_))
+    is_known: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))

@@ -1,0 +1,137 @@
+"""A run's policy between its scores and its selection: who is in which group, can it be met, then draw under it.
+
+Memberships are a unit of their own, made of the traits of the input shards, the score tables and the labels, and kept
+under `_curate/policy`: a later `select` or `write` needs neither the label file nor the shards again. Memory: some 300
+bytes per candidate while they are made.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curate import scores
+from curate.errors import UsageError
+from curate.pipelines import passes
+from curate.pipelines.passes import Job
+from curate.pipelines.ruling import Memberships, Rule, as_members, membership_schema
+from curate.pipelines.traits import read_traits, traits_pass
+from curate.policy.columns import check_names, policy_columns, request_of
+from curate.policy.feasibility import refuse_conflict
+from curate.policy.given import File, GivenPolicy, given_policy, pinned_policy
+from curate.receipts import Attempt, Receipt, Unit
+from curate.run_record import run_path
+
+_PLAIN: Final = (
+    "sample_id", "key", "uid", "width", "height", "caption_bytes", "sharpness", "image_digest", "dhash", "reason",
+)  # fmt: skip
+
+
+def asked_policy(policy: File | None, labels: File | None, on: str | None) -> GivenPolicy | None:
+    """What --policy, --labels and --on say, looked over before any work. Errors: as `given_policy`, `check_names`."""
+    given = given_policy(policy, labels, on)
+    if given is not None:
+        check_names(given)
+    return given
+
+
+def select_in_policy(job: Job, scored: Sequence[Receipt]) -> list[Receipt]:
+    """`passes.select_pass`, under the run's policy where it has one. Errors: as `rule_of`."""
+    return passes.select_pass(job, scored, rule_of(job, scored))
+
+
+def rule_of(job: Job, scored: Sequence[Receipt]) -> Rule | None:
+    """What the run's policy asks of every draw; None where it has none.
+
+    Errors: UsageError where no selection of this size could keep to it, and for columns or groups that are not there,
+    naming line and field.
+    """
+    settings = job.record.settings.select
+    if settings is None or settings.policy is None:
+        return None
+    given = job.given or pinned_policy(settings.policy, run_path(job.output))
+    batches = passes.super_batches(scored, settings)
+    if not batches:
+        return None
+    memberships = remember_members(job, scored, given)
+    member_NG = as_members(pq.read_table(memberships.path), len(given.policy.bounds))
+    size = sum(batch.size for batch in batches)
+    if size:
+        refuse_conflict(given.policy, member_NG, size)
+    for note in () if job.quiet else scores.read_facts(memberships.path)["notes"]:
+        print(f"policy: {note}", file=sys.stderr, flush=True)
+    return Rule(given.policy.bounds, memberships)
+
+
+def remember_members(job: Job, scored: Sequence[Receipt], given: GivenPolicy) -> Memberships:
+    """The stored memberships of the pool in the policy's groups, made now where they are not there yet."""
+    job.store.prepare()  # a run of an earlier version lacks some directories
+    making = _Making(job, tuple(scored), given)
+    receipt = job.store.commit(making.unit, functools.partial(_make, making))
+    output = receipt.outputs[0]
+    return Memberships(job.store.root / output.path, output.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    job: Job
+    scored: tuple[Receipt, ...]
+    given: GivenPolicy
+
+    @property
+    def unit(self) -> Unit:
+        policy = self.given.policy
+        groups = [
+            [column.name, [group.name for group in column.groups], column.overlapping, column.unknowns]
+            for column in policy.columns
+        ]
+        held = sorted({name for column in policy.columns for name in column.confounders})
+        settings = self.given.settings
+        inputs = {"groups": groups, "held": held, "labels": settings.labels, "on": settings.on}
+        return Unit("policy", inputs | {"tables": [receipt.outputs[0].sha256 for receipt in self.scored]})
+
+
+def _make(making: _Making, attempt: Attempt) -> dict[str, Any]:
+    job, given = making.job, making.given
+    if given.settings.labels is not None and given.labels is None:
+        raise UsageError(
+            f"{job.output}: the labels of its policy (sha256 {given.settings.labels[:12]}...) are needed again; give "
+            "--policy and --labels"
+        )
+    request = request_of(given)
+    with_image = "embedding cluster" in {column.name for column in given.policy.columns}
+    rows = _pool(job, making.scored, (*_PLAIN, *(["ref_image"] if with_image else [])))
+    receipts = traits_pass(job, job.store, job.record.inputs, request.traits)
+    found = policy_columns(given, rows, read_traits(job.store, receipts))
+    layout = membership_schema(found.member_NG.shape[1])
+    columns = [rows[name] for name in ("sample_id", "shard", "row")]
+    table = pa.table([*columns, *(pa.array(member_N) for member_N in found.member_NG.T)], schema=layout)
+    facts = {
+        "groups": [bound.name for bound in given.policy.bounds],
+        "columns": [dict(column) for column in found.facts],
+        "notes": list(found.notes),
+    }
+    with attempt.open(".parquet") as file:
+        pq.write_table(table.replace_schema_metadata(scores.facts_metadata(facts)), file, compression="zstd")
+    return {"rows": len(table)}
+
+
+def _pool(job: Job, scored: Sequence[Receipt], names: Sequence[str]) -> pa.Table:
+    """The readable rows of all score tables, with their shard and their row in its table."""
+    parts = []
+    for shard, receipt in enumerate(scored):
+        path = passes.path_of(job, receipt)
+        there = set(pq.read_schema(path).names)
+        table = scores.read_table(path, [name for name in names if name in there])
+        table = table.append_column("row", pa.array(np.arange(len(table), dtype=np.int32)))
+        table = table.append_column("shard", pa.array(np.full(len(table), shard, np.int32)))
+        parts.append(table.filter(pc.is_null(table["reason"])).drop_columns(["reason"]))
+    return pa.concat_tables(parts)

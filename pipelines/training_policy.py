@@ -1,0 +1,147 @@
+"""A training's policy between its shards and its first draw: who is in which group, and can it be met at all.
+
+The captions of the shards are read once for it, in the pass that audits use; memberships are kept under RUN/_curate, so
+that a run that is taken up again reads neither captions nor labels. Memory: some 300 bytes per pair while they are
+made, one byte per pair and group after.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate import scores
+from curate.errors import UsageError, VerificationError
+from curate.learner.dataset import Opened
+from curate.learner.files import RunFiles, forget
+from curate.learner.policing import Policing, refuse_impossible
+from curate.learner.settings import TrainSettings
+from curate.pipelines.engine import Engine, open_engine
+from curate.pipelines.reference_pass import Where
+from curate.pipelines.ruling import as_members, membership_schema
+from curate.pipelines.traits import read_traits, traits_pass
+from curate.policy.columns import policy_columns, request_of
+from curate.policy.given import GivenPolicy
+from curate.receipts import Attempt, Store, Unit
+from curate.shards.sources import ShardSource
+
+# N pairs of the source, G groups of the policy
+
+_ROWS: Final = ("sample_id", "shard", "ordinal", "key", "uid", "width", "height")
+
+
+def pinned(given: GivenPolicy) -> dict[str, Any]:
+    """What TRAIN.json says of a policy: its text, the digest of its labels, and the word lists that groups come from.
+
+    Errors: UsageError for labels that are none.
+    """
+    return {"policy": given.settings.model_dump() | {"traits": request_of(given).traits.as_json()}}
+
+
+def policed(
+    given: GivenPolicy | None,
+    settings: TrainSettings,
+    opened: Opened,
+    sources: Sequence[ShardSource],
+    files: RunFiles,
+    where: Where,
+) -> Policing | None:
+    """The policy with the members of its groups, made now or found in the run; None without one.
+
+    Errors: UsageError for columns or groups that are not there, labels that do not match, and bounds that no run of
+    this size could keep to; the run is then as if it had not begun.
+    """
+    if given is None:
+        return None
+    try:
+        found = _remembered(given, opened, sources, files, where)
+        everyone = np.arange(len(opened.pairs))
+        steps, window = settings.total_steps(len(everyone)), min(settings.window, len(everyone))
+        refuse_impossible(found, everyone, batch=min(settings.batch, window), window=window, steps=steps)
+    except UsageError:
+        forget(files)
+        raise
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Passing:
+    """What the pass over the captions runs on."""
+
+    engine: Engine
+    quiet: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    given: GivenPolicy
+    opened: Opened
+    sources: tuple[ShardSource, ...]
+    store: Store
+    where: Where
+
+    @property
+    def unit(self) -> Unit:
+        inputs = {"pinned": pinned(self.given), "inputs": list(self.opened.digests), "pairs": len(self.opened.pairs)}
+        return Unit("policy", inputs)
+
+
+def _remembered(
+    given: GivenPolicy, opened: Opened, sources: Sequence[ShardSource], files: RunFiles, where: Where
+) -> Policing:
+    store = Store.of(files.root)
+    store.prepare()
+    making = _Making(given, opened, tuple(sources), store, where)
+    output = store.commit(making.unit, functools.partial(_make, making)).outputs[0]
+    path = store.root / output.path
+    facts = scores.read_facts(path)
+    for note in facts["notes"]:
+        where.say(note)
+    member_NG = as_members(pq.read_table(path), len(given.policy.bounds))
+    kept = {"file": f"_curate/{output.path}", "sha256": output.sha256}
+    return Policing(given.policy, member_NG, tuple(facts["columns"]), kept)
+
+
+def _make(making: _Making, attempt: Attempt) -> dict[str, Any]:
+    """Write the memberships: a row for each pair of the source, in its order."""
+    where, given = making.where, making.given
+    with open_engine(
+        workers=where.workers, scheduler=where.scheduler, mode=where.engine, allow_remote=where.allow_remote
+    ) as engine:
+        request = request_of(given)
+        receipts = traits_pass(_Passing(engine, where.quiet), making.store, making.sources, request.traits)
+    traits = read_traits(making.store, receipts)
+    rows = _of_pairs(traits, making.opened)
+    found = policy_columns(given, rows, traits)
+    fixed = [rows["sample_id"], rows["shard"], rows["ordinal"]]
+    layout = membership_schema(found.member_NG.shape[1])
+    table = pa.table([*fixed, *(pa.array(member_N) for member_N in found.member_NG.T)], schema=layout)
+    facts = {
+        "groups": [bound.name for bound in given.policy.bounds],
+        "columns": [dict(column) for column in found.facts],
+        "notes": list(found.notes),
+    }
+    with attempt.open(".parquet") as file:
+        pq.write_table(table.replace_schema_metadata(scores.facts_metadata(facts)), file, compression="zstd")
+    return {"rows": len(table)}
+
+
+def _of_pairs(traits: pa.Table, opened: Opened) -> pa.Table:
+    """The rows of the pairs, in their order. Errors: VerificationError where the shards changed in between."""
+    places = opened.pairs.places
+    place_M = _places(traits["shard"].to_numpy(), traits["ordinal"].to_numpy())  # ascending: shards and rows in order
+    at_N = np.searchsorted(place_M, _places(places.shard_N, places.row_N)).clip(max=len(place_M) - 1)
+    rows = traits.select(_ROWS).take(at_N)
+    if not np.array_equal(scores.ids_to_array(rows["sample_id"]), places.id_N16):
+        raise VerificationError("the shards changed while their captions were read; run the same command again")
+    return rows.replace_schema_metadata(None)
+
+
+def _places(shard_N: Any, row_N: Any) -> Any:
+    return (shard_N.astype(np.int64) << 32) + row_N.astype(np.int64)

@@ -26,7 +26,6 @@ _PUBLIC = {
     "PathFeedforward": ("curate.feedforward.path", "PathFeedforward"),
     "SelectionView": ("curate.loaders.view", "SelectionView"),
     "SubBatches": ("curate.loaders.subbatches", "SubBatches"),
-    "audit": ("curate.pipelines.auditing", "audit"),
     "demo": ("curate.pipelines.demonstration", "demo"),
     "doctor": ("curate.examination", "examine"),
     "evaluate": ("curate.evaluation.measure", "evaluate"),

@@ -7,6 +7,7 @@ the conflicts of single draws are not drawn again. Reads the ledger and the memb
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -46,6 +47,32 @@ def check_certificate(output: Path, record: RunRecord) -> str:
         if said[name] != value:
             raise VerificationError(f"{CERTIFICATE}, {name}: it says {_first(said[name], value)}")
     return f"{len(found['groups'])} groups counted again: {state.chosen:,} chosen of {state.pool:,}"
+
+
+def check_teed_certificate(output: Path, shards: Sequence[str]) -> str:
+    """As `check_certificate`, of the shards that a training wrote: members are counted again, pair by pair.
+
+    Whom the training looked at and did not choose is not written, so candidates are taken on trust.
+    """
+    said: dict[str, Any] = json.loads((output / CERTIFICATE).read_bytes())
+    members = _memberships(output, said)
+    named = [(output / name).with_suffix(".parquet") for name in shards]
+    chosen = pa.concat_tables(pq.read_table(path, columns=["sample_id", "sub_batch"]) for path in named)
+    place_N = pc.index_in(
+        chosen["sample_id"].cast(pa.binary()), value_set=members["sample_id"].cast(pa.binary()).combine_chunks()
+    )
+    if place_N.null_count:
+        raise VerificationError(f"{place_N.null_count} of the pairs are not among the memberships")
+    taken, groups = members.take(place_N), said["groups"]
+    found = {"draws": pc.count_distinct(chosen["sub_batch"]).as_py(), "chosen": len(chosen)}
+    for name, value in found.items():
+        if said[name] != value:
+            raise VerificationError(f"{CERTIFICATE}, {name}: it says {said[name]}, counted again {value}")
+    for group, row in enumerate(groups):
+        count = pc.sum(taken[str(group)]).as_py() or 0
+        if row["C"] != count:
+            raise VerificationError(f"{CERTIFICATE}, {row['group']}: it says {row['C']}, counted again {count}")
+    return f"{len(groups)} groups counted again among {len(chosen):,} pairs that were trained on"
 
 
 def _counted(output: Path, said: dict[str, Any], names: tuple[str, ...]) -> State:

@@ -82,6 +82,11 @@ def verify(output: str | PathLike[str], *, load: bool = True) -> Verification:
     if isinstance(record, TeeRecord):
         steps.append(("pairs", lambda: _teed_pairs(output, manifest)))
         steps.append(("sub-batches", lambda: _teed_sub_batches(output, record, manifest)))
+        if "certificate.json" in manifest["digests"]:
+            from curate.certified import check_teed_certificate
+
+            shards = [shard["name"] for shard in manifest["shards"]]
+            steps.append(("certificate", lambda: check_teed_certificate(output, shards)))
     else:
         steps.append(("pairs", lambda: _pairs(output, manifest)))
         steps.append(("sub-batches", lambda: _sub_batches(output, record)))

@@ -11,85 +11,37 @@ for a hundred thousand samples. Memory: about half a kilobyte a sample, and 2 by
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from curate.audit.assembling import Assembled, along, assemble
+from curate.audit.assembling import along, assemble
 from curate.audit.auditing import audit_columns
 from curate.audit.columns import Column, LabelError, shown
 from curate.audit.concepts import concepts_of
-from curate.audit.files import assignments_table, groups_table
 from curate.audit.foreign import read_foreign
-from curate.audit.foreign_ids import IDS
 from curate.audit.lexicons import SETS
-from curate.audit.outcome import Audit
 from curate.audit.own_columns import COPIES
-from curate.audit.report import drawn, fetch, medoids, render_report
-from curate.audit.report.figures import figures_of
 from curate.audit.request import CAPTION_LENGTH, AuditRequest
 from curate.audit.sentences import findings
 from curate.errors import UsageError
+from curate.pipelines.audit_files import Audited, AuditResult, write_audit
 from curate.pipelines.audited_pool import AuditedPool, Running, read_selection
 from curate.pipelines.engine import Mode, open_engine
 from curate.pipelines.runner import local_output
 from curate.pipelines.traits import read_traits, traits_pass
-from curate.policy.certificate import certificate
-from curate.policy.checking import Verdict, check_selection
+from curate.policy.checking import check_selection
 from curate.policy.columns import groups_of
-from curate.policy.memberships import members_of
-from curate.policy.quotas import State
 from curate.policy.schema import Policy, read_policy
 from curate.receipts import Store
-from curate.scores import ids_to_array
-from curate.storage import make_directory, readable_json, replace_file
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-REPORT: Final = "report.html"
-
-
-@dataclass(frozen=True, slots=True)
-class AuditResult:
-    """What an audit found and where it lies. `exit_code` is the verdict's, 0 without a policy."""
-
-    directory: Path
-    audit: Audit
-    findings: tuple[str, ...]
-    notes: tuple[str, ...]
-    verdict: Verdict | None
-    seconds: float
-
-    @property
-    def report(self) -> Path:
-        return self.directory / REPORT
-
-    @property
-    def exit_code(self) -> int:
-        return 0 if self.verdict is None else self.verdict.exit_code
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it as plain JSON values; without the paths and the time it is also `audit.json`."""
-        places = {"directory": str(self.directory), "report": str(self.report), "seconds": round(self.seconds, 3)}
-        return self.content() | places | {"exit_code": self.exit_code}
-
-    def content(self) -> dict[str, Any]:
-        """What does not depend on where and when it was made."""
-        return {
-            "schema": 1,
-            "findings": list(self.findings),
-            "notes": list(self.notes),
-            "verdict": None if self.verdict is None else self.verdict.as_json(),
-            "audit": self.audit.as_json(),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +117,7 @@ def audit(
 
 
 def _of_other_tools(pool: Path, selected: Path, asked: _Question) -> tuple[AuditedPool, pa.Table, tuple[str, ...], Any]:
-    on = asked.request.on if asked.request.on in IDS and asked.request.labels is None else None
-    found = read_foreign(pool, selected, asked.request.traits, on=on)
+    found = read_foreign(pool, selected, asked.request.traits)
     return AuditedPool(str(pool), found.rows, found.times_N, (), steps=False), found.traits, found.notes, asked
 
 
@@ -247,72 +198,8 @@ def _audited(
     result = AuditResult(
         target, audited, findings(audited), (*notes, *found.notes), verdict, seconds=time.monotonic() - started
     )  # fmt: skip
-    _write(result, pool, found, columns, asked, caption_N)
+    write_audit(result, Audited(pool, tuple(columns), found, caption_N, asked.request.intersect, asked.policy))
     return result
-
-
-def _write(
-    result: AuditResult,
-    pool: AuditedPool,
-    found: Assembled,
-    columns: Sequence[Column],
-    asked: _Question,
-    caption_N: Sequence[str | None],
-) -> None:
-    """The files of an audit; the report last, so that it is not there before what it speaks of."""
-    make_directory(result.directory)
-    files = {
-        "audit.json": readable_json(result.content()),
-        "groups.parquet": _parquet(groups_table(result.audit)),
-        "assignments.parquet": _parquet(assignments_table(pool.rows, columns, pool.times_N)),
-    }
-    if asked.policy is not None:
-        files["certificate.json"] = readable_json(_certificate(asked.policy, found, pool))
-    for name, content in (files | {REPORT: _report(result, pool, found, columns, asked, caption_N).encode()}).items():
-        replace_file(result.directory / name, content)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _certificate(policy: Policy, found: Assembled, pool: AuditedPool) -> dict[str, Any]:
-    """What the policy asks of the selection as a whole, and what it got: as if it had been drawn at once."""
-    member_NG = members_of(policy, groups_of(found))
-    taken_N = pool.times_N > 0
-    names = tuple(bound.name for bound in policy.bounds)
-    counts = (tuple(member_NG.sum(0).tolist()), tuple(member_NG[taken_N].sum(0).tolist()))
-    return certificate(policy, State(names, *counts, len(taken_N), int(taken_N.sum()), draws=1))
-
-
-def _report(
-    result: AuditResult,
-    pool: AuditedPool,
-    found: Assembled,
-    columns: Sequence[Column],
-    asked: _Question,
-    caption_N: Sequence[str | None],
-) -> str:
-    audited, selected_N = result.audit, pool.times_N > 0
-    galleries = drawn(
-        audited, columns, selected_N, ids_to_array(pool.rows["sample_id"]).tobytes(),
-        intersections=asked.request.intersect, seed=asked.seed,
-    )  # fmt: skip
-    if found.clusters is not None and any(column.name == found.clusters.column.name for column in columns):
-        galleries = (*galleries, medoids(audited, found.clusters))
-    named = {column.name: column for column in columns}
-    return render_report(
-        audited,
-        title=f"Audit of {shown(Path(pool.name).name)}",
-        pool_facts={"Pool": pool.name} | ({"Shards": f"{len(pool.sources):,}"} if pool.sources else {}),
-        galleries=fetch(galleries, pool.place, lambda row: caption_N[row] or ""),
-        verdict=result.verdict,
-        policy=asked.policy,
-        figures=figures_of(audited, score_N=pool.numbers("score"), members=named),
-        notes=result.notes,
-    )
 
 
 def render_audit(result: AuditResult, console: Console) -> None:

@@ -6,16 +6,21 @@ and under which digest the memberships are kept that all of it was counted by.
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final, Protocol
+
+import pyarrow.parquet as pq
 
 from curate import scores
 from curate.policy.certificate import MOST_CONFLICTS, certificate
 from curate.policy.given import pinned_policy
 from curate.policy.price import Price
 from curate.policy.quotas import State
-from curate.receipts import Receipt, Store
-from curate.run_record import Record, RunRecord, run_path
+from curate.receipts import Attempt, Receipt, Store, Unit
+from curate.run_record import Record, RunRecord, TeeRecord, run_path
 from curate.storage import readable_json
 
 CERTIFICATE: Final = "certificate.json"
@@ -48,9 +53,27 @@ def certify(job: Place, selected: Sequence[Receipt]) -> dict[str, Any] | None:
 
 
 def certificate_files(job: Place, selected: Sequence[Receipt]) -> dict[str, bytes]:
-    """The certificate as a file of the output, where there is one."""
+    """The certificate as a file of the output, where there is one: of what a training chose, the training's own."""
+    if isinstance(job.record, TeeRecord):
+        path = job.record.run / CERTIFICATE
+        return {CERTIFICATE: path.read_bytes()} if path.is_file() else {}
     found = certify(job, selected)
     return {} if found is None else {CERTIFICATE: readable_json(found)}
+
+
+def take_memberships(store: Store, run: Path) -> None:
+    """Keep the memberships that a training's certificate was counted by with the shards of what it chose."""
+    path = run / CERTIFICATE
+    kept = json.loads(path.read_bytes())["memberships"] if path.is_file() else None
+    if kept is not None:
+        unit = Unit("policy", {"memberships": kept["sha256"]})
+        store.commit(unit, functools.partial(_copy, run / kept["file"]))
+
+
+def _copy(path: Path, attempt: Attempt) -> dict[str, Any]:
+    with attempt.open(".parquet") as file:
+        file.write(path.read_bytes())
+    return {"rows": pq.read_metadata(path).num_rows}
 
 
 def _sum(prices: Sequence[Price]) -> Price | None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from curate.audit.outcome import Audit, GroupRow
 from curate.demonstration.corpus import Corpus
 from curate.demonstration.labels import LABELS
-from curate.pipelines.auditing import AuditResult, audit
+from curate.pipelines.audit_files import AuditResult
+from curate.pipelines.auditing import audit
 from curate.pipelines.repeating import select
 from curate.policy.checking import Result
 from curate.storage import replace_file

@@ -17,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from curate import scores
 from curate.errors import UsageError
 from curate.pipelines import passes
 from curate.pipelines.passes import Job
+from curate.pipelines.planning import SuperBatch
 from curate.pipelines.ruling import Memberships, Rule, as_members, membership_schema
 from curate.pipelines.traits import read_traits, traits_pass
 from curate.policy.columns import check_names, policy_columns, request_of
@@ -62,13 +64,26 @@ def rule_of(job: Job, scored: Sequence[Receipt]) -> Rule | None:
     if not batches:
         return None
     memberships = remember_members(job, scored, given)
-    member_NG = as_members(pq.read_table(memberships.path), len(given.policy.bounds))
+    table = pq.read_table(memberships.path)
+    member_NG = as_members(table, len(given.policy.bounds))
     size = sum(batch.size for batch in batches)
     if size:
         refuse_conflict(given.policy, member_NG, size)
     for note in () if job.quiet else scores.read_facts(memberships.path)["notes"]:
         print(f"policy: {note}", file=sys.stderr, flush=True)
-    return Rule(given.policy.bounds, memberships)
+    return Rule(given.policy.bounds, memberships, _present(table, member_NG, batches))
+
+
+def _present(
+    table: pa.Table, member_NG: NDArray[np.bool_], batches: Sequence[SuperBatch]
+) -> tuple[tuple[int, ...], ...]:
+    """Members of each group in each super-batch, duplicates among them: its pieces are runs of a shard's rows."""
+    first = np.searchsorted(table["shard"].to_numpy(), np.arange(1 + max(p.shard for b in batches for p in b.pieces)))
+    counts = [
+        sum(member_NG[first[piece.shard] + piece.start : first[piece.shard] + piece.stop].sum(0) for piece in b.pieces)
+        for b in batches
+    ]
+    return tuple(tuple(np.asarray(count).tolist()) for count in counts)
 
 
 def remember_members(job: Job, scored: Sequence[Receipt], given: GivenPolicy) -> Memberships:
@@ -110,7 +125,7 @@ def _make(making: _Making, attempt: Attempt) -> dict[str, Any]:
     with_image = "embedding cluster" in {column.name for column in given.policy.columns}
     rows = _pool(job, making.scored, (*_PLAIN, *(["ref_image"] if with_image else [])))
     receipts = traits_pass(job, job.store, job.record.inputs, request.traits)
-    found = policy_columns(given, rows, read_traits(job.store, receipts))
+    found = policy_columns(given, rows.drop_columns(["shard", "row"]), read_traits(job.store, receipts))
     layout = membership_schema(found.member_NG.shape[1])
     columns = [rows[name] for name in ("sample_id", "shard", "row")]
     table = pa.table([*columns, *(pa.array(member_N) for member_N in found.member_NG.T)], schema=layout)

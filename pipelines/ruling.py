@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from curate.errors import VerificationError
 from curate.policy.drawing import ConstrainedDraw
 from curate.policy.price import Price
-from curate.policy.quotas import Quota, State, quota
+from curate.policy.quotas import Ahead, Quota, State, quota
 from curate.policy.schema import Bounds
 from curate.selection.joint import Draw
 
@@ -41,31 +40,33 @@ class Memberships:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A policy over a whole run: its bounds, and who is in which group."""
+    """A policy over a whole run: its bounds, who is in which group, and members [T][G] of each super-batch."""
 
     bounds: tuple[Bounds, ...]
     memberships: Memberships
+    present_TG: tuple[tuple[int, ...], ...]
 
     def begin(self) -> State:
         return State.empty(self.bounds)
 
     def on(self, state: State, sizes: Sequence[int], number: int) -> Ruled:
         """What super-batch `number` has to keep to, where they give `sizes` samples each."""
-        total, drawn = max(1, sum(sizes)), sum(sizes[: number + 1])
-        return Ruled(self.bounds, self.memberships, state, Fraction(drawn, total), last=drawn == sum(sizes))
+        later_G = tuple(sum(counts) for counts in zip(*self.present_TG[number + 1 :], strict=True))
+        ahead = Ahead(sum(sizes), later_G or (0,) * len(self.bounds))
+        return Ruled(self.bounds, self.memberships, state, ahead, last=not any(sizes[number + 1 :]))
 
 
 @dataclass(frozen=True, slots=True)
 class Ruled:
-    """One super-batch under a policy: its bounds, who is in which group, and what the draws before it left.
+    """One super-batch under a policy: its bounds, who is in which group, what the draws before it left, what is to come.
 
-    `done` is the share of the run's samples that is drawn when this super-batch is; `last` that none is drawn later.
+    After the `last` one nothing is drawn.
     """
 
     bounds: tuple[Bounds, ...]
     memberships: Memberships
     state: State
-    done: Fraction
+    ahead: Ahead
     last: bool
 
     def as_json(self) -> dict[str, Any]:
@@ -74,7 +75,7 @@ class Ruled:
             "bounds": [bound.as_json() for bound in self.bounds],
             "memberships": self.memberships.sha256,
             "state": self.state.as_json(),
-            "done": [self.done.numerator, self.done.denominator],
+            "ahead": self.ahead.as_json(),
             "last": self.last,
         }
 
@@ -89,7 +90,7 @@ class Ruled:
             return None, self._facts(self.state.passing(present_G, len(member_UG)), "", None)
         asked = quota(
             self.bounds, self.state, present_G,
-            candidates=len(member_UG), size=size, last=self.last, done=self.done,
+            candidates=len(member_UG), size=size, last=self.last, ahead=self.ahead,
         )  # fmt: skip
         drawn, price = draws(member_UG, asked)
         return drawn.draw, self._facts(self.state.after(asked, drawn.count_G), drawn.conflict, price)

@@ -28,6 +28,7 @@ from curate.formats.openclip import train_command
 from curate.models.configs import CONFIGS
 from curate.pipelines import finishing, passes
 from curate.pipelines.accounting import TeeLedgerSpec, write_tee_ledger
+from curate.pipelines.certifying import take_memberships
 from curate.pipelines.engine import Engine
 from curate.pipelines.finishing import Receipts
 from curate.pipelines.originals import OriginalSpec, by_digest, describe_shard, stored_scores
@@ -282,6 +283,7 @@ def _finish(job: Tee, packed: Sequence[Packed], receipts: Receipts) -> TeeResult
         "samples": samples,
         "log": log_digest(read_log(job.record.run)),
     }
+    take_memberships(job.store, job.record.run)
     manifest = finishing.finish(job, receipts, success=True, more={"chosen": chosen})
     names = _names(receipts.written)
     return TeeResult(

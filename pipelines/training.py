@@ -43,12 +43,12 @@ from curate.models.precision import choose_device
 from curate.models.spec import parse_spec
 from curate.pipelines.data_parallel import ForwardTeam
 from curate.pipelines.engine import Mode, open_engine
+from curate.pipelines.policing import asked_policy
 from curate.pipelines.reference_pass import Where, reference_model, referred_candidates, trusted_pairs
 from curate.pipelines.replicas import ClippedStep
 from curate.pipelines.runner import local_output
 from curate.pipelines.teeing import pin_tee, tee
 from curate.pipelines.training_policy import pinned, policed
-from curate.policy.given import given_policy
 from curate.run_record import refuse_foreign
 from curate.shards.sources import Patterns, ShardSource, expand_shards
 
@@ -92,7 +92,7 @@ def train(
     check_run(files, overwrite=overwrite)
     began = time.perf_counter()
     cache = None if reference_cache is None else local_output(reference_cache)
-    given = given_policy(policy, labels, on)
+    given = asked_policy(policy, labels, on)
     pinned_too = {} if given is None else pinned(given)
     teed = None if write_shards is None else local_output(write_shards)
     against = [local_output(run) for run in baselines]
@@ -135,7 +135,13 @@ def train(
     report = reported(path)
     factor = measured_factor(course.ledger, course.plain)
     seconds = time.perf_counter() - began
-    return TrainResult(path, course.step, seconds, tail(course.losses), samples, skipped, report, factor)
+    kept = _certificate(files)
+    return TrainResult(path, course.step, seconds, tail(course.losses), samples, skipped, report, factor, kept)
+
+
+def _certificate(files: RunFiles) -> dict[str, Any] | None:
+    """How the draws kept to a policy; None without one."""
+    return json.loads(files.certificate.read_bytes()) if files.certificate.is_file() else None
 
 
 def _fitted(
@@ -217,7 +223,7 @@ def _found(
     losses, skipped = history["losses"], opened.skipped
     return TrainResult(
         files.root, history["steps"], history["seconds"], tail(losses), history["samples"], skipped, report,
-        history["factor"],
+        history["factor"], _certificate(files),
     )  # fmt: skip
 
 

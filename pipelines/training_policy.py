@@ -30,9 +30,11 @@ from curate.policy.columns import policy_columns, request_of
 from curate.policy.given import GivenPolicy
 from curate.receipts import Attempt, Store, Unit
 from curate.shards.sources import ShardSource
+from curate.storage import make_directory
 
 # N pairs of the source, G groups of the policy
 
+_DIRECTORIES: Final = ("policy", "commits", "attempts", "logs")
 _ROWS: Final = ("sample_id", "shard", "ordinal", "key", "uid", "width", "height")
 
 
@@ -96,7 +98,8 @@ def _remembered(
     given: GivenPolicy, opened: Opened, sources: Sequence[ShardSource], files: RunFiles, where: Where
 ) -> Policing:
     store = Store.of(files.root)
-    store.prepare()
+    for name in _DIRECTORIES:
+        make_directory(store.root / name)
     making = _Making(given, opened, tuple(sources), store, where)
     output = store.commit(making.unit, functools.partial(_make, making)).outputs[0]
     path = store.root / output.path

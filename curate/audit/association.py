@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from curate.audit.disparity import FEWEST_EXPECTED
 from curate.audit.families import adjust
 from curate.audit.membership import Membership
 from curate.audit.strata import Ratio
@@ -89,9 +90,10 @@ def _pair(
 
 
 def _change(n_4: NDArray[np.float64], k_4: NDArray[np.float64]) -> tuple[Ratio | None, float | None]:
-    if n_4.min() <= 0:
+    share = k_4.sum() / max(1.0, n_4.sum())
+    if n_4.min() * min(share, 1 - share) < FEWEST_EXPECTED:  # the interval is one of large numbers
         return None, None
-    if k_4.min() <= 0:  # half a row on each count of the selection and of what was left
+    if k_4.min() <= 0 or (k_4 >= n_4).any():  # half a row on each count of the selection and of what was left
         k_4, n_4 = k_4 + 0.5, n_4 + 1
     log_4 = np.log(k_4 / n_4)
     change = log_4[3] + log_4[0] - log_4[1] - log_4[2]

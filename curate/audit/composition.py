@@ -2,7 +2,8 @@
 
 Both are above 0 even for a random selection, the more so the smaller it is, so that value stands beside them:
 `by_chance`, the mean over seeded random selections of the same size. Intervals are percentiles of a seeded bootstrap of
-votes: 1000 multinomial draws of the table (group, selected), a few milliseconds per column.
+votes, less its bias (a draw of many small groups is farther from the pool than the selection it is drawn from, which
+would leave the value outside): 1000 multinomial draws of the table (group, selected), a few milliseconds per column.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def composition(n_G: NDArray[np.float64], k_G: NDArray[np.float64], *, seed: int
 
 
 def _shift(value: NDArray[np.float64], spread_R: NDArray[np.float64], chance_R: NDArray[np.float64]) -> Shift:
-    low, high = np.quantile(spread_R, [0.025, 0.975])
+    bias = float(spread_R.mean()) - float(value[0])
+    low, high = np.clip(np.quantile(spread_R, [0.025, 0.975]) - bias, 0.0, 1.0)
     return Shift(float(value[0]), float(low), float(high), float(np.nanmean(chance_R)))
 
 

@@ -29,10 +29,11 @@ FEWEST: Final = 20  # captions with the word
 LARGEST_SHARE: Final = 0.5  # a word of most captions is a form of writing and no concept
 SHORTEST: Final = 3  # letters
 _BATCH: Final = 65_536
-# Words about the picture as such: they tell nothing of what it shows.
+# Words about the picture as such, and of counting and pointing: they tell nothing of what it shows.
 _ABOUT_PICTURES: Final = """
     photo photos photograph photography image images picture pictures pic stock vector jpg jpeg png www com http https
-    html foto imagen imagem bild bilder"""
+    html foto imagen imagem bild bilder illustration shows shown showing labeled labelled three four five six seven
+    eight nine ten each other others many several more most"""
 
 
 def concepts_of(
@@ -45,8 +46,8 @@ def concepts_of(
     """{word: which captions have it [N]}, the most frequent first, ties by the word.
 
     Left out are the terms of the lists of `settings` (by default those that come along) and the words in `taken`. A
-    word counts from 20 captions on, and up to half of them. Example: of "a red cube", "a red ball", "the blue ball", ...
-    the concepts are "ball", "red", "blue", "cube", as often as they occur.
+    word counts from 20 captions on, and up to half of them. Example: of many like "a red cube" and "the blue ball" the
+    concepts are "ball", "blue", "cube", "red".
     """
     terms = terms_of((settings or TraitSettings.default()).lexicons())
     left_out = _function_words() | terms | {fold(one) for one in taken}

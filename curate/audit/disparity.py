@@ -83,16 +83,20 @@ def _fisher(k: int, n: int, rest_k: int, rest_n: int) -> float:
 def ratios(counts: Counts) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """The rate over the rest's rate and its 95 % limits on the log scale; infinite where the rest has none selected.
 
-    A side with none (or all) selected gets half a row more on each count for its limits only. NaN where not comparable.
+    Where a side has none selected both sides get half a row more on each count, for the limits only; a side with all
+    selected is half a row uncertain: one row of one says little. NaN where not comparable.
     Source: Katz et al. 1978, doi 10.2307/2530610. Example: 10 of 100 against 90 of 300 is 0.333 (0.181 to 0.615).
     """
     k, n, rest_k, rest_n = np.broadcast_arrays(counts.k_G, counts.n_G, counts.rest_k_G, counts.rest_n_G)
-    edge = (k <= 0) | (rest_k <= 0)
-    a, b, c, d = (np.where(edge, x + 0.5, x) for x in (k, n, rest_k, rest_n))
+    none = (k <= 0) | (rest_k <= 0)
+    a, b, c, d = (np.where(none, x + 0.5, x) for x in (k, n, rest_k, rest_n))
+    sure_a, sure_c = (
+        np.where(x >= y, np.maximum(z - 0.5, z / 2), w) for x, y, z, w in ((k, n, b, a), (rest_k, rest_n, d, c))
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         value = (k / n) / (rest_k / rest_n)
         centre = np.log((a / b) / (c / d))
-        half = Z95 * np.sqrt(np.maximum(0.0, 1 / a - 1 / b + 1 / c - 1 / d))
+        half = Z95 * np.sqrt(np.maximum(0.0, 1 / sure_a - 1 / b + 1 / sure_c - 1 / d))
         low, high = np.exp(centre - half), np.exp(centre + half)
     low, high = np.where(k <= 0, 0.0, low), np.where(rest_k <= 0, np.inf, high)
     return tuple(np.where(comparable(counts), x, np.nan) for x in (value, low, high))  # type: ignore[return-value]

@@ -89,7 +89,7 @@ def _read_pool(pool: Path) -> pa.Table:
         raise UsageError(f"{pool}: {error.strerror or error}") from error
     except pa.ArrowException as error:
         raise UsageError(
-            f"{pool}: {str(error).splitlines()[0]}; a pool is a parquet, or a directory of them"
+            f"{pool}: {str(error).splitlines()[0]}; a pool is a parquet file, or a directory of them"
         ) from error
     if not len(table):
         raise UsageError(f"{pool}: it has no rows; there is nothing to audit")

@@ -81,7 +81,7 @@ def association(one: Association, alpha: float = 0.05) -> str:
     """A pair in a sentence. Example: "'doctor' is 0.50 times as strongly associated with gender she as in the pool"."""
     pair = f"{shown(one.concept)!r} with {shown(one.column)} {shown(one.group)}"
     if one.change is None or one.q is None:
-        return f"the association of {pair} could not be compared: one of them is never there, or always"
+        return f"the association of {pair} could not be compared: too few have both, or only one of them"
     if one.q > alpha:
         return f"the association of {pair}: no change detected, odds ratio times {_plain(one.change)}"
     way = "more" if one.change.value > 1 else "less"
@@ -108,8 +108,21 @@ def findings(audit: Audit) -> tuple[str, ...]:
 
 
 def flagged(audit: Audit) -> tuple[GroupRow, ...]:
-    """The groups whose disparities were detected, in the order of the findings: the furthest from 1 first."""
-    return tuple(sorted((row for row in audit.rows if row.flagged), key=_size))
+    """The groups whose disparities were detected, in the order of the findings: the furthest from 1 first.
+
+    Where a column has two groups only, their ratios are each other's inverse: the one kept less often stands for both.
+    """
+    said = (row for column in audit.columns for row in column.groups if row.flagged and not _mirrors(row, column))
+    return tuple(sorted(said, key=_size))
+
+
+def _mirrors(row: GroupRow, column: ColumnAudit) -> bool:
+    """Is it the other side of a finding that is told already?"""
+    others = [other for other in column.groups if not other.is_unknown and other.pool and other is not row]
+    if column.overlapping or row.is_unknown or len(others) != 1 or not others[0].flagged:
+        return False
+    assert row.ratio is not None
+    return row.ratio.value > 1
 
 
 def silence(column: ColumnAudit) -> list[str]:

@@ -129,7 +129,7 @@ def train(
         Its values for clean pairs; null is a missing field.
     policy
         Hold every draw to the floors and ceilings that this YAML file gives groups; RUN/certificate.json says what came
-        of it.
+        of it. In a uniform draw pairs give way to others of --filter-ratio's super-batch.
     labels
         A CSV or parquet file with the groups that the policy speaks of, where captions do not tell them.
     on
@@ -146,7 +146,7 @@ def train(
         Remove the run that is in the output directory, and begin anew; other files there stay.
     """
     from curate.pipelines.training import train
-    from curate.reports import fitted_line, training_bar
+    from curate.reports import fitted_line, policy_lines, training_bar
 
     settings: dict[str, Any] = {
         "model": model, "reference": reference, "criterion": criterion, "loss": loss, "batch": batch, "steps": steps,
@@ -167,5 +167,6 @@ def train(
         )  # fmt: skip
     if json:
         return print_json(result.as_json())
-    print(fitted_line(result), file=sys.stderr)
+    kept = [] if result.certificate is None else policy_lines(result.certificate)
+    print(fitted_line(result), *kept, sep="\n", file=sys.stderr)
     return print_lines([f"local-dir:{result.path}"])

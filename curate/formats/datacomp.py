@@ -39,8 +39,12 @@ def uid_of(json_bytes: bytes | memoryview) -> str | None:
         fields = strict_json(payload)
     except ValueError:
         return None
-    uid = fields.get("uid") if isinstance(fields, dict) else None
-    return uid if isinstance(uid, str) and _UID.fullmatch(uid) else None
+    return checked_uid(fields.get("uid")) if isinstance(fields, dict) else None
+
+
+def checked_uid(value: Any) -> str | None:
+    """The value if it is a uid, else None."""
+    return value if isinstance(value, str) and _UID.fullmatch(value) else None
 
 
 def uid_array(uids: Iterable[str]) -> NDArray[Any]:

@@ -79,9 +79,11 @@ class Drawer:
         return more, replace(everything(size), index_b=kept.draw.index_b, kept=kept)
 
     def price(self, plan: Plan, batch: SuperBatch, learner: Pairs | None, chosen: Chosen, *, step: int) -> Price | None:
-        """What a draw under a policy gave up; None where nothing is weighed. A joint draw that the policy changed is
-        made again without it."""
-        if chosen.kept is None or plan.criterion in ("uniform", "alignment", "trim"):
+        """What a draw under a policy gave up; None where nothing is weighed, or for a joint draw that is not priced.
+
+        A joint draw that the policy changed is made again without it.
+        """
+        if not self._priced(plan, chosen, step) or chosen.kept is None:
             return chosen.price
         settings, how = self.settings, cast(Criterion, plan.criterion)
         return price(
@@ -89,13 +91,17 @@ class Drawer:
             chunks=settings.chunks, criterion=how, loss=settings.loss, gain=plan.gain, seed=settings.seed, step=step,
         )  # fmt: skip
 
-    def price_flops(self, plan: Plan, counted: int, chosen: Chosen) -> float:
+    def price_flops(self, plan: Plan, counted: int, chosen: Chosen, *, step: int) -> float:
         """What `price` costs: scores within the batch, once, or twice and a draw where the policy changed it."""
-        if chosen.kept is None or plan.criterion == "trim" or not (widths := self.widths(plan)):
+        if not self._priced(plan, chosen, step) or chosen.kept is None:
             return 0.0
         size = len(chosen.index_b)
-        each = 2 * selection_flops(2 * size, size, widths, 2)  # two chunks: half of the comparisons of many
+        each = 2 * selection_flops(2 * size, size, self.widths(plan), 2)  # one comparison of all: twice the half of two
         return 2 * each + self._drawn(plan, counted) if chosen.kept.passed_over else each
+
+    def _priced(self, plan: Plan, chosen: Chosen, step: int) -> bool:
+        joint = chosen.kept is not None and plan.criterion not in ("uniform", "alignment", "trim")
+        return joint and self.enforcer is not None and self.enforcer.prices(step)
 
     def flops(self, plan: Plan, batch: SuperBatch, counted: int) -> float:
         """What looking at a super-batch and drawing from it costs; `counted` candidates were read."""

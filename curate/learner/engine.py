@@ -179,7 +179,9 @@ class Engine:
             return
         with self._clock("evaluation"):
             price = self.drawer.price(scored.plan, scored.batch, scored.learner, chosen, step=course.step)
-        course.spend("evaluation", flops=self.drawer.price_flops(scored.plan, len(scored.batch), chosen))
+        course.spend(
+            "evaluation", flops=self.drawer.price_flops(scored.plan, len(scored.batch), chosen, step=course.step)
+        )
         course.tally = course.tally.after(chosen.kept, scored.plan.criterion, price, substitutes)
         course.scored += substitutes
 

@@ -121,10 +121,18 @@ def _named(tags: Mapping[str, str]) -> Callable[[Record], Iterator[tuple[str, fl
     return lambda line: ((tag, number(line, key)) for key, tag in tags.items())
 
 
+def _of_quota(line: Record) -> Iterator[tuple[str, float | None]]:
+    yield from ((f"policy/{key}", number(line, key)) for key in ("bound", "conflicts", "substitutes"))
+    prices = line.get("given_up")
+    for name in prices if isinstance(prices, Mapping) else ():
+        yield f"policy/given_up_{name}", number(line, "given_up", name)
+
+
 _KINDS: Final[Mapping[str, Callable[[Record], Iterator[tuple[str, float | None]]]]] = {
     "step": _of_step,
     "watch": _of_watch,
     "eval": _of_eval,
+    "quota": _of_quota,
     "lag": _named(_LAG),
     "end": _named(_END),
 }

@@ -5,6 +5,10 @@ the criterion is uniform nothing is weighed: the next pairs of the epoch stand a
 the quota give way to substitutes, drawn evenly from all candidates by the step's own dice. So where nothing binds, the
 sub-batches are those of a run without a policy, in every phase. Shares and ratios are those of what was looked at; a
 pair that comes again in a later epoch counts again, among candidates and among members.
+
+Cost, 128 of 640 candidates on a busy core: draws within disjoint groups take about as long as without (60 ms), within
+overlapping ones under tight bounds 0.4 s more. The price of a joint draw is a second one and two looks at the batch, so
+it is taken of some 200 draws spread over the run; that of draws by single scores costs nothing and is taken of all.
 """
 
 # N pairs of the source, M of them candidates, B looked at in a step, b drawn, G groups
@@ -32,7 +36,7 @@ from curate.policy.price import Price
 from curate.policy.quotas import State, quota
 from curate.policy.schema import Policy
 
-_UNITS: Final = {"uniform": "nothing is weighed in a uniform draw, so it has no price"}
+_PRICED: Final = 200  # draws of a run, from the first on at equal distances; up to twice as many by rounding
 _DICE: Final = (
     2**62
 )  # keys of the substitutes' dice, apart from the epochs' (small) and those of held-out pairs (2**63 + n)
@@ -119,6 +123,10 @@ class Enforcer:
         )  # fmt: skip
         return Limit(member_BG, bound)
 
+    def prices(self, step: int) -> bool:
+        """Is the joint draw of this step one of those whose price is taken?"""
+        return step % max(1, self.steps // _PRICED) == 0
+
     def uniformly(self, tally: Tally, batch: SuperBatch, *, step: int) -> tuple[SuperBatch, ConstrainedDraw]:
         """As many as `batch` holds, of it and of substitutes; what was drawn indexes the batch that is returned.
 
@@ -178,7 +186,7 @@ def certified(policing: Policing, tally: Tally, conflicts: Sequence[str], criter
     whole = certificate(policing.policy, tally.state, conflicts=conflicts, price=tally.prices.get(criterion))
     return whole | {
         "of": "all draws of a training run; a pair that was looked at or chosen in several of them counts in each",
-        "unit": _UNITS.get(criterion, f"{criterion} score, summed over each sub-batch"),
+        "price_unit": criterion,
         "prices": prices,
         "draws_bound": tally.bound,
         "substitutes": tally.substitutes,

@@ -218,7 +218,10 @@ def _several(value: Any) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What `train` did: `loss` is the mean over the last tenth of the steps, `skipped` counts samples by reason."""
+    """What `train` did: `loss` is the mean over the last tenth of the steps, `skipped` counts samples by reason.
+
+    `certificate` says how the draws kept to a policy.
+    """
 
     path: Path
     steps: int
@@ -228,6 +231,7 @@ class TrainResult:
     skipped: dict[str, int]
     report: Path | None = None
     factor: float = 1.0
+    certificate: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -95,7 +95,7 @@ def written(run: Running, taken: Taken) -> None:
 
 
 def _short(journal: Journal, taken: Taken) -> None:
-    """A line where a policy is owed members after a draw: how many, and what conflicted (nothing: too few were there)."""
+    """A line where members are owed after a draw: how many, and what conflicted (nothing: there were too few)."""
     kept = taken.chosen.kept
     if kept is None:
         return

@@ -18,7 +18,8 @@ from curate.audit.assembling import Assembled, assemble
 from curate.audit.labels import label_values
 from curate.audit.lexicons import SETS
 from curate.audit.request import CAPTION_LENGTH, AuditRequest
-from curate.audit.traits import caption_reader
+from curate.audit.traits import FIELD, caption_reader, facts_of
+from curate.marked_yaml import suggestion
 from curate.policy.given import GivenPolicy
 from curate.policy.memberships import Grouped, members_of
 
@@ -75,8 +76,9 @@ def policy_columns(given: GivenPolicy, rows: pa.Table, traits: pa.Table) -> Poli
     Errors: UsageError with line and field for columns or groups that are not there, or rows in two groups of a column
     that is not declared overlapping; as `assemble` for labels that do not match.
     """
-    names, held = _names(given)
-    made = assemble(rows, traits, request_of(given), wanted={*names, *held})
+    (names, held), request = _names(given), request_of(given)
+    _refuse_missing(given, request, rows, traits)
+    made = assemble(rows, traits, request, wanted={*names, *held})
     found = groups_of(made)
     member_NG = members_of(given.policy, found)
     facts: list[dict[str, Any]] = [
@@ -95,6 +97,19 @@ def policy_columns(given: GivenPolicy, rows: pa.Table, traits: pa.Table) -> Poli
 def groups_of(made: Assembled) -> dict[str, Grouped]:
     """Columns by name as a policy is held against them; what is only held fixed is known by name, without groups."""
     return {name: _NoGroups() for name in made.strata} | dict(made.named())
+
+
+def _refuse_missing(given: GivenPolicy, request: AuditRequest, rows: pa.Table, traits: pa.Table) -> None:
+    """A column that is nowhere, by its line; one of ours that this pool has nothing for is found missing later."""
+    fields = [name for name in traits.column_names if name.startswith(FIELD) and traits[name].null_count < len(traits)]
+    there = {*request.label_columns, *OURS, *(f"caption mentions: {name}" for name in SETS), *rows.column_names}
+    there |= {*fields, *(name.removeprefix(FIELD) for name in fields)}
+    told = sorted(there | set(facts_of(traits).get("json_fields", ())))
+    for number, column in enumerate(given.policy.columns):
+        for name, key in ((column.name, "column"), *((other, "confounders") for other in column.confounders)):
+            if name not in there:
+                message = suggestion(f"no column is called {name!r}", name, told)
+                raise given.policy.marked.error(("columns", number, key), message)
 
 
 def _names(given: GivenPolicy) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -7,6 +7,10 @@ and rho the share drawn of all candidates so far (b / B, where all draws are of 
     L_g(t) = floor(F_g(t)) - C_g(t-1), clipped to 0 .. n_g(t); rounded up on the last draw                    at least
     V_g(t) = min(n_g(t), ceil(max_ratio rho N_g(t)) - C_g(t-1)), at least L_g(t)                              at most
 
+Where it is known who is still to come (`Ahead`: stored scores, all memberships), min_share and min_count are spread over
+the group's own candidates instead, so that one which only a few draws have is served by those: with O_g owed by the end
+and M_g members among later candidates, F_g(t) = C_g(t-1) + (O_g - C_g(t-1)) n_g / (n_g + M_g), rounded up where M_g = 0.
+
 What a draw could not serve stays in C and is asked of the next. For disjoint groups with a ratio only, sum L <= b is
 certain where b (1 - min_ratio) >= the number of groups, if earlier floors were met; on the last draw, which rounds up,
 twice that number is needed. b <= sum V is certain where b (max_ratio - 1) >= the number of groups and all rows are in
@@ -85,6 +89,17 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """What is known of the rest of a run: samples that it draws in all, members among the candidates of later draws."""
+
+    total: int
+    present_G: tuple[int, ...]
+
+    def as_json(self) -> list[Any]:
+        return [self.total, list(self.present_G)]
+
+
+@dataclass(frozen=True, slots=True)
 class Quota:
     """The bounds of one draw of `size` out of `candidates`; all arrays int64 [G] but `floor_G` and `debt_G` (fp64)."""
 
@@ -107,10 +122,12 @@ def quota(
     size: int,
     last: bool = False,
     done: Fraction | None = None,
+    ahead: Ahead | None = None,
 ) -> Quota:
     """The bounds of the next draw, `present_G` members of each group among its candidates.
 
-    `done` is the share of the run that this draw completes; it paces min_count, which without it is owed at once.
+    `done` is the share of the run that this draw completes; it paces min_count, which without it is owed at once. With
+    `ahead` the group's own candidates pace both min_count and min_share.
     Errors: UsageError for a state of other groups, or sizes that cannot be.
 
     >>> women = Bounds("gender=woman", min_ratio=Fraction("0.8"), max_ratio=Fraction("1.2"))
@@ -123,10 +140,16 @@ def quota(
     total = state.chosen + size
     pool_G = [before + int(n) for before, n in zip(state.pool_G, present_G, strict=True)]
     floors, ceilings = owed(bounds, pool_G, pool=state.pool + candidates, chosen=total, done=part)
+    if ahead is not None:
+        by_ratio = [replace(bound, min_share=None, min_count=None) for bound in bounds]
+        floors, _ = owed(by_ratio, pool_G, pool=state.pool + candidates, chosen=total)
+        spread = _spread(bounds, state, present_G, ahead)
+        floors = [max(pair) for pair in zip(floors, spread, strict=True)]
     least, most = [], []
     for number, present in enumerate(int(n) for n in present_G):
         before, ceiling = state.chosen_G[number], ceilings[number]
-        floor = math.ceil(floors[number]) if last else math.floor(floors[number])
+        final = last or (ahead is not None and not ahead.present_G[number])
+        floor = math.ceil(floors[number]) if final else math.floor(floors[number])
         least.append(min(max(floor - before, 0), present))
         most.append(max(present if ceiling is None else min(present, math.ceil(ceiling) - before), least[-1]))
     return Quota(
@@ -135,6 +158,18 @@ def quota(
         np.array([float(owed - before) for owed, before in zip(floors, state.chosen_G, strict=True)]),
         np.array(least, dtype=np.int64), np.array(most, dtype=np.int64),
     )  # fmt: skip
+
+
+def _spread(
+    bounds: Sequence[Bounds], state: State, present_G: Sequence[int] | NDArray[np.int64], ahead: Ahead
+) -> list[Fraction]:
+    """What shares and counts owe by now: of what is missing to their end, the part of the candidates here."""
+    floors = []
+    for bound, before, here, later in zip(bounds, state.chosen_G, present_G, ahead.present_G, strict=True):
+        end = max((bound.min_share or Fraction(0)) * ahead.total, Fraction(bound.min_count or 0))
+        part = Fraction(int(here), int(here) + later) if later else Fraction(1)
+        floors.append(end if end <= before else before + (end - before) * part)
+    return floors
 
 
 def owed(

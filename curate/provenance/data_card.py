@@ -126,7 +126,10 @@ def _audited(found: Findings) -> Iterator[str]:
 def _policy(lineage: Lineage) -> Iterator[str]:
     certificate = lineage.certificate
     if certificate is None:
-        yield from ("## Policy", "", "Drawn without a policy: no group had a floor or a ceiling.", "")
+        said = "Drawn without a policy: no group had a floor or a ceiling."
+        if lineage.selection.get("policy"):
+            said = "Drawn under a policy, of which no certificate is kept here; the settings name it."
+        yield from ("## Policy", "", said, "")
         return
     policy = certificate["policy"]
     yield from ("## Policy", "", f"Drawn under the policy of {text(policy['author'])}, {text(policy['date'])}:", "")

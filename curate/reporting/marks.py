@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Final, Literal
 
@@ -62,11 +61,6 @@ def bracket_entry(name: str) -> Markup:
 def zone_entry(name: str) -> Markup:
     """A legend entry for a shaded zone."""
     return sign_entry(element("rect", x=3, y=0, width=24, height=12, class_="zone"), name)
-
-
-def clipped(value: float, low: float, high: float) -> float:
-    """A value moved to the nearer end of a range where it lies outside; NaN stays."""
-    return value if math.isnan(value) else min(max(value, low), high)
 
 
 def _arrows(left: bool, right: bool, y: float, bounds: tuple[float, float]) -> Iterator[str]:

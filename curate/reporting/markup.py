@@ -21,7 +21,10 @@ def visible(text: object) -> str:
     >>> visible("a\\u202eb\\n<i>")
     'ab <i>'
     """
-    return "".join(_seen(character) for character in str(text))
+    whole = str(text)
+    if whole.isascii() and whole.isprintable():  # nearly every cell of a table
+        return whole
+    return "".join(_seen(character) for character in whole)
 
 
 def element(name: str, *children: object, **attributes: object) -> Markup:

@@ -28,6 +28,7 @@ TOP: Final = 8.0
 NAME: Final = 19.0  # the height of a row's line of text
 TRACK: Final = 14.0  # that of a line of marks
 BELOW: Final = 42.0
+ASIDE: Final = 9.0  # of the end, where the arrow is, for a mark that lies beyond it
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +99,7 @@ def _scale(rows: Sequence[Row], x: Axis, more: Sequence[float]) -> Scale:
     if not x.log:
         return fit_scale([*values, *ends, *more], x)
     fixed = [*(v for v in values if v > 0), *more, *x.include]
-    low, high = (
-        min(fixed, default=1.0) / 1.5,
-        max(fixed, default=1.0) * 1.5,
-    )  # or a tiny group's limits press the others
+    low, high = min(fixed, default=1.0) / 1.5, max(fixed, default=1.0) * 1.5  # a tiny group's limits end in arrows
     return ratio_scale([*fixed, *(min(max(v, low), high) for v in ends)])
 
 
@@ -158,11 +156,12 @@ def _marks(scale: Scale, row: Row, y: float) -> Iterator[Markup]:
 
 
 def _mark(scale: Scale, one: Mark, y: float) -> Markup:
-    place = min(max(_px(scale, one.value), LEFT), RIGHT)
-    parts = []
+    place, parts = _px(scale, one.value), []
+    if not LEFT <= place <= RIGHT:
+        place = min(max(place, LEFT + ASIDE), RIGHT - ASIDE)
     if one.low is not None and one.high is not None:
         parts.append(interval(_px(scale, one.low), _px(scale, one.high), y, one.slot, (LEFT, RIGHT)))
-    elif place != _px(scale, one.value):
+    elif place != _px(scale, one.value):  # the arrow alone
         parts.append(interval(_px(scale, one.value), _px(scale, one.value), y, one.slot, (LEFT, RIGHT)))
     return joined(*parts, mark(one.shape, place, y, one.slot, one.said or None))
 

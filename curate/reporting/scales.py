@@ -82,7 +82,7 @@ def ratio_scale(values: Iterable[float]) -> Scale:
     low = max(mark for mark in _RATIOS if mark <= min(shown) * 1.0001)
     high = min(mark for mark in _RATIOS if mark >= max(shown) * 0.9999)
     low, high = (low / 2, high * 2) if low == high else (low, high)
-    around = sorted((m for m in _RATIOS if low <= m <= high), key=lambda m: (m not in (low, high), m != 1, m < 0.5))
+    around = sorted((m for m in _RATIOS if low <= m <= high), key=lambda m: (m != 1, m not in (low, high), m < 0.5))
     ticks: list[float] = []
     wide = math.log(high / low)
     for mark in around:

@@ -155,6 +155,7 @@ def test_a_readme_of_ones_own_is_left_alone(
     assert add_findings(copy, findings())
     resume(copy, tiny_checkpoint, learner, finished.parent)
     curate.select(copy, keep=0.5, engine="inline")
+    curate.write(copy, engine="inline")
     assert failed(copy) == []
     assert (copy / "README.md").read_text() == "my own words"
 
@@ -178,6 +179,7 @@ def test_an_audit_enters_both_files_and_stays(
     assert add_findings(copy, findings("labels matched | 99 %"))
     assert published(copy) == before
     curate.select(copy, keep=0.5, engine="inline")
+    curate.write(copy, engine="inline")
     assert b"Not audited" in (copy / "README.md").read_bytes()
     assert failed(copy) == []
 

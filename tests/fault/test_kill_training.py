@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.fault.forking import ForkServer
 from tests.making import make_tar
 from tests.unit.test_training import samples
+from tests.unit.test_training_policy import POLICY
 
 WEIGHTS = "open_clip_model.safetensors"
 Command = Callable[[Path], list[str]]
@@ -74,3 +76,28 @@ def test_a_full_disk_ends_with_an_error(
     assert (code, "the file-size limit is reached" in log) == (1, True), log
     assert forks.run(command(output))[0] == 0
     assert (output / WEIGHTS).read_bytes() == undisturbed
+
+
+@pytest.mark.parametrize("criterion", ["learnability", "uniform"])
+def test_a_killed_run_under_a_policy_keeps_its_debts(
+    criterion: str, forks: ForkServer, command: Command, tmp_path: Path
+) -> None:
+    """SIGKILL while quotas bind: weights, log and certificate are those of a run that was left alone."""
+    labels, policy = tmp_path / "labels.csv", tmp_path / "policy.yaml"
+    labels.write_text("key,side\n" + "".join(f"{n:09d},{'few' if n % 10 == 3 else 'many'}\n" for n in range(40)))
+    policy.write_text(POLICY.format(bounds="min_share: 0.18"))
+
+    def arguments(name: str) -> list[str]:
+        given = [criterion if word == "learnability" else word for word in command(tmp_path / name)]
+        return [*given, "--policy", str(policy), "--labels", str(labels)]
+
+    code, log = forks.run(arguments("whole"))
+    assert code == 0, log
+    assert "policy: side=few" in log
+    killed = tmp_path / "killed"
+    assert forks.start(arguments("killed")).kill_when(states(killed, 12), signal.SIGKILL) == -signal.SIGKILL
+    assert not (killed / "certificate.json").exists()
+    assert forks.run(arguments("killed"))[0] == 0
+    for name in (WEIGHTS, "certificate.json"):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert json.loads((killed / "certificate.json").read_bytes())["draws_bound"] >= 5

@@ -21,6 +21,7 @@ PUBLIC = [
     "SelectionView",
     "SubBatches",
     "__version__",
+    "audit",
     "demo",
     "doctor",
     "evaluate",

@@ -203,12 +203,23 @@ def test_fields_and_columns_of_the_pool_are_found_by_name() -> None:
     assert made["field:gender"].provenance == "'gender' in the samples' json"
 
 
+def test_a_field_of_strange_values_has_names_that_can_be_shown() -> None:
+    """Lone surrogates, direction characters and numbers beyond any float are groups, or no number."""
+    strange = ["\ud800", "\u202e", " ", "<b>", 10**400, 1.5]
+    rows, request = rows_of(6), AuditRequest(columns=("x",))
+    made = assemble(rows, traits_of(rows, CAPTIONS, request, {"x": strange}), request).named()["x"]
+    assert values(made)[:4] == ["\\xed\\xa0\\x80", "\\u202e", None, "<b>"]
+    assert values(made)[5] == "1.5"
+    many = rows_of(30)
+    numbers = [*range(29), 10**400]
+    made = assemble(many, traits_of(many, ["a"] * 30, request, {"x": numbers}), request).named()["x"]
+    assert values(made)[29] is None
+
+
 def test_a_name_that_is_nowhere_is_refused_with_what_there_is() -> None:
     """The message lists labels, fields and columns."""
     rows, request = rows_of(6), AuditRequest(columns=("licnce",))
-    with pytest.raises(
-        UsageError, match=r"no column 'licnce': the samples' json has licence; the ledger has sample_id"
-    ):
+    with pytest.raises(UsageError, match="no column 'licnce': the samples' json has licence; the ledger has sample_id"):
         assemble(rows, traits_of(rows, CAPTIONS, request, {"licence": ["a"] * 6}), request)
 
 

@@ -44,13 +44,22 @@ def test_nothing_is_tested_where_nothing_can_be_compared() -> None:
     assert np.isnan(ratios(table)[0]).tolist() == [True, True, True, True, False]
 
 
-@pytest.mark.parametrize("table", [table for table in TABLES if table[0]])
+@pytest.mark.parametrize("table", [table for table in TABLES if 0 < table[0] < table[1]])
 def test_ratio_and_interval_are_scipys(table: tuple[int, int, int, int]) -> None:
     """The ratio and its log interval are those of `scipy.stats.contingency.relative_risk`."""
     value, low, high = (float(x[0]) for x in ratios(counts(table)))
     expected = stats.contingency.relative_risk(*table)
     interval = expected.confidence_interval(0.95)
     assert (value, low, high) == pytest.approx((expected.relative_risk, interval.low, interval.high), rel=1e-10)
+
+
+def test_a_group_of_one_that_was_selected_says_little() -> None:
+    """With all of a side selected the interval is wider than Katz's, which would take one row of one for certain."""
+    for k, rest in ((1, (40, 100)), (7, (5, 30)), (500, (200, 1000))):
+        value, low, high = (float(x[0]) for x in ratios(counts((k, k, *rest))))
+        plain = stats.contingency.relative_risk(k, k, *rest).confidence_interval(0.95)
+        assert low < plain.low < value < plain.high < high
+    assert float(ratios(counts((1, 1, 40, 100)))[1][0]) < 1
 
 
 def test_a_side_with_none_selected_has_a_limit_on_one_side() -> None:

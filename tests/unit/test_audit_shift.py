@@ -97,11 +97,13 @@ def test_a_change_of_association_is_a_ratio_of_odds_ratios() -> None:
 
 
 def test_a_concept_that_is_never_there_has_no_association() -> None:
-    """An empty cell of the pool gives no ratio; an empty cell of the selection gives a finite one."""
+    """Empty or tiny cells of the pool give no ratio; an empty cell of the selection gives a finite one."""
     selected_N = np.arange(40) % 2 == 0
     never = associations(column(*[0, 1] * 20), {"x": np.zeros(40, bool)}, selected_N, np.ones(40))[0]
     assert (never.change, never.pool_odds_ratio) == (None, None)
-    some = associations(column(*[0, 0, 1, 1] * 10), {"x": np.arange(40) < 20}, np.arange(40) >= 18, np.ones(40))[0]
+    few = associations(column(*[0, 0, 1, 1] * 10), {"x": np.arange(40) < 1}, np.arange(40) < 1, np.ones(40))[0]
+    assert (few.pool_together, few.selected_together, few.change, few.p) == (1, 1, None, None)
+    some = associations(column(*[0, 0, 1, 1] * 20), {"x": np.arange(80) < 40}, np.arange(80) >= 38, np.ones(80))[0]
     assert some.change is not None
     assert math.isfinite(some.change.low)
 
@@ -186,3 +188,14 @@ def test_a_placebo_counts_its_flags_per_draw() -> None:
     assert placebo([members], ["all"], 100, None, rows=100, alpha=0.05, seed=0, draws=2).tests == 0
     sure = placebo([members], ["all"], 30, None, rows=100, alpha=0.999999, seed=0, draws=20)
     assert sure.with_any > 0
+
+
+def test_the_interval_of_a_shift_holds_its_value() -> None:
+    """Of many small groups a redrawn table is further apart than its source; the interval has the value in it."""
+    n_G = np.full(1000, 50.0)
+    k_G = np.random.default_rng(0).binomial(50, 0.2, 1000).astype(float)
+    found = composition(n_G, k_G, seed=0)
+    assert found is not None
+    for shift in (found.total_variation, found.jensen_shannon):
+        assert 0 < shift.low < shift.value < shift.high < 1
+    assert found.total_variation.value == pytest.approx(found.total_variation.by_chance, rel=0.05)

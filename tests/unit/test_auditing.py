@@ -19,7 +19,7 @@ from curate.audit.membership import as_column, bins, membership_of
 from curate.audit.outcome import Audit
 from curate.audit.placebo import Placebo
 from curate.audit.power import reach
-from curate.audit.sentences import association, chance, finding, findings
+from curate.audit.sentences import association, chance, finding, findings, flagged
 from curate.audit.strata import Ratio
 from curate.errors import UsageError
 
@@ -130,6 +130,17 @@ def test_the_reach_is_that_of_the_family() -> None:
     """Among five groups of 200 a lone disparity needs p of 0.01, and that is the level of the reach that is told."""
     audit = audit_columns({"c": np.repeat(np.arange(5), 200)}, np.arange(1000) % 5 == 0, placebos=0)
     assert audit.rows[0].could_see == reach(200, 800, 200, level=0.05 / 5)
+
+
+@pytest.mark.parametrize(("names", "told"), [("ab", ["b"]), ("abc", ["b", "a"])])
+def test_two_sides_of_one_disparity_are_told_once(names: str, told: list[str]) -> None:
+    """Of a column of two groups the one kept less often is named; of more groups, all that are flagged."""
+    group_N = np.array(list(names * 1000))
+    random = np.random.default_rng(0).random(len(group_N))
+    rate_N = np.select([group_N == "a", group_N == "b"], [0.6, 0.2], 0.4)
+    found = audit_columns({"group": group_N}, random < rate_N, placebos=0)
+    assert [row.group for row in flagged(found)] == told
+    assert found.rows[0].flagged and found.rows[1].flagged
 
 
 def test_what_cannot_be_compared_says_why() -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ from curate.provenance import Findings, Lineage
 from curate.provenance.croissant import MEANINGS, MOST_INPUTS, croissant
 from curate.provenance.data_card import MOST_INPUTS as MOST_ROWS
 from curate.provenance.data_card import data_card
-from curate.provenance.keeping import is_ours
-from curate.provenance.lineage import MOST_SENTENCES
+from curate.provenance.keeping import carried_findings, is_ours
+from curate.provenance.lineage import MOST_SENTENCES, audited_state
 from curate.provenance.markdown import LONGEST, code, sentence, shortened, table, text
 from curate.reporting.markup import visible
 
@@ -188,6 +189,8 @@ def test_the_policy_and_its_price_are_told() -> None:
     assert "| gender=woman | 50 | 8 |" in said
     assert "1 of 2 draws could not meet every bound" in said
     assert "0.05 of the score per pair" in said
+    pinned = {"select": {"criterion": "learnability", "policy": {"text": "schema: 1"}}}
+    assert "no certificate is kept here" in data_card(made(settings=pinned)).decode()
     assert "certificate.json" in {one["name"] for one in json.loads(croissant(run))["distribution"]}
 
 
@@ -246,7 +249,21 @@ def test_every_column_of_the_sidecar_has_a_meaning() -> None:
     assert list(MEANINGS) == SIDECAR_SCHEMA.names
 
 
-def test_a_policys_text_is_not_repeated_in_the_settings(tmp_path: Any) -> None:
+def test_findings_hold_for_one_selection_only(tmp_path: Path) -> None:
+    """A manifest takes over the findings of an earlier one of the same units and shards, and of no other."""
+    manifest = {"receipts": ["score-1"], "shards": [{"sha256": "a" * 64}]}
+    audit = {"of": audited_state(manifest), "findings": found().as_json()}
+    path = tmp_path / "manifest.json"
+    assert carried_findings(path, manifest) == {}
+    path.write_text(json.dumps(manifest | {"audit": audit}))
+    assert carried_findings(path, manifest) == {"audit": audit}
+    assert carried_findings(path, manifest | {"receipts": ["score-2"]}) == {}
+    assert carried_findings(path, manifest | {"shards": [{"sha256": "b" * 64}]}) == {}
+    path.write_text("cut off")
+    assert carried_findings(path, manifest) == {}
+
+
+def test_a_policys_text_is_not_repeated_in_the_settings(tmp_path: Path) -> None:
     """The settings name the policy by its digest; a file without the mark is somebody's own."""
     from curate.provenance.lineage import _without_text
 

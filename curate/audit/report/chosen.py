@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -68,6 +69,12 @@ def name_of(row: GroupRow) -> str:
 def full_name(row: GroupRow) -> str:
     """A group's name with its column's."""
     return f"{shown(row.column)}: {name_of(row)}"
+
+
+def short_names(rows: Sequence[GroupRow]) -> list[str]:
+    """Names for groups of several columns: their own where that tells them apart, else with their column's."""
+    common = Counter(row.group for row in rows)
+    return [full_name(row) if row.is_unknown or common[row.group] > 1 else name_of(row) for row in rows]
 
 
 def ratio_words(ratio: Ratio | None) -> str:

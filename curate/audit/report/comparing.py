@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -25,6 +24,7 @@ from curate.audit.report.chosen import (
     name_of,
     plural,
     ratio_words,
+    short_names,
     size_of,
     slot_of,
 )
@@ -63,7 +63,7 @@ def forest(column: ColumnAudit, audit: Audit) -> Iterator[Figure]:
     yield Figure(chart, _joined(
         "How often a group was kept, over how often the rest was, with its 95 % interval; left of 1 less often. Thin "
         "bracket: ratios too near to 1 for a group of this size (n in the pool) to be seen in 4 of 5 audits. The "
-        "screening range is a convention, no legal test.",
+        "screening range is a convention, no verdict.",
         left_out(column, len(rows)),
     ))  # fmt: skip
 
@@ -116,8 +116,7 @@ def volcano(rows: Sequence[GroupRow], audit: Audit, title: str) -> Iterator[Figu
     tested = [row for row in largest(rows) if row.q is not None]
     if len(tested) < 2:
         return
-    common = Counter(row.group for row in tested)
-    naming = [full_name(row) if row.is_unknown or common[row.group] > 1 else name_of(row) for row in tested]
+    naming = short_names(tested)
     edge = max([2.0, *(math.exp(size_of(row.ratio)) * 1.1 for row in tested if row.flagged)])
     edge = min(edge, _FARTHEST)
     points = [
@@ -139,7 +138,7 @@ def volcano(rows: Sequence[GroupRow], audit: Audit, title: str) -> Iterator[Figu
         f"Each point is a group: left of 1 kept less often than the rest, and the higher, the surer. Above the dashed "
         f"line (q = {audit.alpha:g}) a disparity counts as detected: {flags:,} of {len(tested):,}.",
         f"Names: the {MOST_NAMED} largest at most, where there is room." if flags else "",
-        f"The {MOST_POINTS:,} largest are drawn." if len(tested) > MOST_POINTS else "",
+        f"{MOST_POINTS:,} are drawn, flagged ones first." if len(tested) > MOST_POINTS else "",
         "Points at the edges lie beyond them." if any(_beyond(row, edge) for row in tested) else "",
     ))  # fmt: skip
 

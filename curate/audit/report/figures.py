@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from curate.audit.association import Association
 from curate.audit.columns import Column, shown
 from curate.audit.outcome import Audit, ColumnAudit
-from curate.audit.report.chosen import HIGHER, LOWER, MOST, NEUTRAL, plural, size_of
+from curate.audit.report.chosen import HIGHER, LOWER, MOST, NEUTRAL, plural
 from curate.audit.report.comparing import forest, held_equal, late_and_early, volcano
 from curate.audit.report.mixing import composition, crossed, shares
 from curate.audit.report.scoring import Numbers, quadrants, score_lines
@@ -87,19 +87,25 @@ def placebos(audit: Audit) -> Iterator[Figure]:
 def associations(audit: Audit) -> Iterator[Figure]:
     """How strongly groups and concepts go together in the pool and in the selection."""
     pairs = [one for one in audit.associations if one.change is not None and one.pool_odds_ratio is not None]
-    pairs.sort(key=lambda one: (one.q is None or one.q > audit.alpha, -size_of(one.change)))
+    flagged = [one for one in pairs if _changed(one, audit.alpha)]
+    pairs.sort(key=lambda one: (not _changed(one, audit.alpha), one.p or 0.0))
     if not pairs:
         return
     rows = [_shift(one, audit.alpha) for one in pairs[:MOST]]
-    legend = [mark_entry("ring", "in the pool", NEUTRAL), mark_entry("dot", "selection, change detected", LOWER),
-              mark_entry("square", "selection, none detected", NEUTRAL)]  # fmt: skip
-    axis = Axis("odds ratio of group and concept", log=True, include=(0.5, 2.0))
+    legend = [mark_entry("ring", "in the pool", NEUTRAL)]
+    legend += [mark_entry("dot", "in the selection, change detected", LOWER, line=True)] if flagged else []
+    if len(flagged) < len(rows):
+        legend.append(mark_entry("square", "in the selection, none detected", NEUTRAL, line=True))
+    axis = Axis("odds ratio of group and word", log=True, include=(0.5, 2.0))
     chart = row_chart("Associations, from the pool to the selection", rows, x=axis, line=1.0, legend=legend)
     hidden = f" {len(pairs) - MOST:,} more {plural(len(pairs) - MOST, 'pair')} not drawn." if len(pairs) > MOST else ""
-    flagged = sum(one.q is not None and one.q <= audit.alpha for one in pairs)
-    yield Figure(chart, "Right of 1 captions of the group have the word more often than others do, left of it less "
-                 "often; the stroke is the 95 % interval of the change. To the right the factor of that "
-                 f"change. Changes were detected in {flagged:,} of {len(pairs):,} pairs.{hidden}")  # fmt: skip
+    yield Figure(chart, "Right of 1 the word stands more often with the group than with others, left of it less often; "
+                 "the factor of the change stands to the right, its 95 % interval is drawn where the selection is. "
+                 f"Changes detected: {len(flagged):,} of {len(pairs):,} pairs.{hidden}")  # fmt: skip
+
+
+def _changed(one: Association, alpha: float) -> bool:
+    return one.q is not None and one.q <= alpha
 
 
 def _volcano(audit: Audit) -> Iterator[Figure]:
@@ -110,15 +116,15 @@ def _shift(one: Association, alpha: float) -> Row:
     assert one.change is not None
     assert one.pool_odds_ratio is not None
     start, change = one.pool_odds_ratio, one.change
-    flagged = one.q is not None and one.q <= alpha
+    flagged = _changed(one, alpha)
     slot = NEUTRAL if not flagged else LOWER if change.value < 1 else HIGHER
     end = Ratio(start * change.value, start * change.low, start * change.high)
-    said = f"{one.selected_together:,} of {one.pool_together:,} together were kept"
+    said = f"{shown(one.column)}: {one.selected_together:,} of {one.pool_together:,} together were kept"
     marks = [
         Mark(start, shape="ring", slot=NEUTRAL, said=f"in the pool {start:.2f}"),
         Mark(end.value, end.low, end.high, "dot" if flagged else "square", slot, said),
     ]
-    return Row(f"{shown(one.concept)} and {shown(one.column)}: {shown(one.group)}", f"times {change.value:.2f}", marks)
+    return Row(f"{shown(one.concept)} with {shown(one.group)}", f"times {change.value:.2f}", marks)
 
 
 def _scores(score_N: ArrayLike, audit: Audit) -> Numbers:

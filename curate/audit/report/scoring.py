@@ -12,7 +12,7 @@ from curate.audit.columns import Column
 from curate.audit.losses import FEWEST_ROWS, QUANTILES
 from curate.audit.membership import membership_of
 from curate.audit.outcome import Audit, ColumnAudit, GroupRow
-from curate.audit.report.chosen import HIGHER, LOWER, NEUTRAL, full_name, largest, name_of, plural
+from curate.audit.report.chosen import HIGHER, LOWER, NEUTRAL, full_name, largest, name_of, plural, short_names
 from curate.reporting.charts import Series, line_chart
 from curate.reporting.marks import Shape, mark_entry, zone_entry
 from curate.reporting.page import Figure
@@ -60,7 +60,8 @@ def quadrants(audit: Audit) -> Iterator[Figure]:
     rows.sort(key=lambda row: (not row.flagged, -_distance(row)))
     if not rows:
         return
-    points = [_point(row, named=n < MOST_NAMED and _distance(row) >= _NEAR) for n, row in enumerate(rows[:MOST_POINTS])]
+    named = enumerate(zip(rows[:MOST_POINTS], short_names(rows), strict=False))
+    points = [_point(row, name, named=n < MOST_NAMED and _distance(row) >= _NEAR) for n, (row, name) in named]
     there = {row.losses.quadrant for row in rows if row.losses}
     legend = [mark_entry(_SHAPES[name], name, _SLOTS[name]) for name in _CORNERS if name in there]
     legend += [mark_entry("ring", "in the middle", NEUTRAL)] if "in the middle" in there else []
@@ -69,22 +70,22 @@ def quadrants(audit: Audit) -> Iterator[Figure]:
         points,
         x=Axis("loss of the reference, from the pool's median (sd)", include=(-0.4, 0.4)),
         y=Axis("loss of the learner, from the pool's median (sd)", include=(-0.4, 0.4)),
-        guides=Guides([0.0], [0.0], (-_NEAR, _NEAR, _NEAR, -_NEAR)),
+        guides=Guides([0.0], [0.0], (-_NEAR, _NEAR, _NEAR, -_NEAR), _CORNERS),
         legend=[*legend, zone_entry("too near to the median to tell")],
         words=_quadrant_words(rows),
     )
     few = len([row for row in audit.rows if row.losses is not None]) - len(rows)
     small = f" {few:,} {plural(few, 'group')} of fewer than {FEWEST_ROWS} rows not drawn." if few else ""
     yield Figure(chart, "Top left: the learner has yet to learn it and the reference knows it, which is what a "
-                 "learnability score looks for. Bottom left: both know it. Top right: hard for both, so the reference "
-                 "never saw such samples or their captions are noise; another reference may help, another threshold "
-                 f"will not.{small}")  # fmt: skip
+                 "learnability score looks for. Bottom left: both know it. Top right: hard for both; the reference may "
+                 "never have seen such samples, or their captions are noise, and then another reference helps, not "
+                 f"another threshold. Groups of few rows scatter by chance.{small}")  # fmt: skip
 
 
 def _exact(rows: Sequence[GroupRow], score_N: Numbers, column: Column) -> list[Series]:
     members = membership_of(column)
     number = {name: code for code, name in enumerate(members.groups)}
-    lines = []
+    lines: list[Series] = []
     for row in rows:
         code = number.get(row.group)
         value = score_N[members.row_M[members.code_M == code]] if code is not None else score_N[:0]
@@ -111,11 +112,11 @@ def _distance(row: GroupRow) -> float:
     return max(abs(row.losses.learner_d or 0.0), abs(row.losses.reference_d or 0.0))
 
 
-def _point(row: GroupRow, *, named: bool) -> Point:
+def _point(row: GroupRow, name: str, *, named: bool) -> Point:
     assert row.losses is not None
     x, y, quadrant = row.losses.reference_d or 0.0, row.losses.learner_d or 0.0, row.losses.quadrant or "in the middle"
     said = f"{full_name(row)}: learner {y:+.2f}, reference {x:+.2f}, n {row.losses.rows:,}; {quadrant}"
-    return Point(x, y, full_name(row), _SHAPES.get(quadrant, "ring"), _SLOTS.get(quadrant, NEUTRAL), named, said)
+    return Point(x, y, name, _SHAPES.get(quadrant, "ring"), _SLOTS.get(quadrant, NEUTRAL), named, said)
 
 
 def _quadrant_words(rows: Sequence[GroupRow]) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from curate.learner.report.course import Course, Group, over_steps, points
 from curate.learner.report.history import History, Record, number, word
-from curate.learner.report.words import over, plain, seeds
+from curate.learner.report.words import over, percent, plain, seeds
 from curate.reporting.charts import Level
 from curate.reporting.curves import spread
 from curate.reporting.page import Finding, Section, Table
@@ -46,7 +47,9 @@ def policy_findings(runs: Sequence[History]) -> Iterator[Finding]:
     changed = over((number(run.certificate, "draws_bound") for run in policed), "{:,.0f}".format)
     given_up = over((number(run.certificate, "price", "given_up_per_member") for run in policed), "{:.4g}".format)
     if changed:
-        price = f"; it gave up {given_up} of the score per pair against the draws without it" if given_up else ""
+        of = over((_priced(run) for run in policed), percent)
+        price = f"; it gave up {given_up} of the score per pair against draws without it" if given_up else ""
+        price += f", as measured on {of} of the pairs" if given_up and of else ""
         yield Finding("Price", f"The policy passed candidates over in {changed} of the draws{price}.")
 
 
@@ -56,12 +59,18 @@ def policy_sections(groups: Sequence[Group], course: Course) -> Iterator[Section
     if not runs:
         return
     lines = [
-        spread(name, [points(run.quotas, lambda record, name=name: _ratio(record, name)) for run in runs], slot=slot)
+        spread(name, [points(run.quotas, partial(_ratio, name)) for run in runs], slot=slot)
         for slot, name in enumerate(_shown(runs[0]))
     ]
     figures = over_steps(course, "Groups under the policy", lines, _RATIO, _CAPTION, levels=_levels(runs[0]))
     tables = [_group_table(runs[0]), *_conflict_table(runs[0]), *_column_table(runs[0])]
     yield Section("Policy", _words(runs[0]), list(figures), tables)
+
+
+def _priced(run: History) -> float | None:
+    """The share of the pairs drawn whose price was taken."""
+    members, chosen = number(run.certificate, "price", "members"), number(run.certificate, "chosen")
+    return members / chosen if members and chosen else None
 
 
 def _words(run: History) -> str:
@@ -84,7 +93,8 @@ def _group_table(run: History) -> Table:
     rows = [
         (
             str(row.get("group")), asked.get(str(row.get("group")), ""),
-            *(_whole(row, name) for name in ("n", "L", "V", "C")), word(row, "reason") or "",
+            _whole(row, "n"), _whole(row, "L"), "" if row.get("V") == row.get("n") else _whole(row, "V"),
+            _whole(row, "C"), word(row, "reason") or "",
         )
         for row in _rows(run)
     ]  # fmt: skip
@@ -101,7 +111,7 @@ def _conflict_table(run: History) -> Iterator[Table]:
 def _column_table(run: History) -> Iterator[Table]:
     columns = (run.policy or {}).get("columns")
     rows = [
-        (str(column.get("column")), str(column.get("provenance")), plain(column.get("coverage")))
+        (str(column.get("column")), str(column.get("provenance")), _percent(number(column, "coverage")))
         for column in (columns if isinstance(columns, list) else [])
         if isinstance(column, Mapping)
     ]
@@ -135,7 +145,7 @@ def _shown(run: History) -> list[str]:
     return (names or list(_asked(run)))[:MOST_LINES]
 
 
-def _ratio(record: Record, name: str) -> float | None:
+def _ratio(name: str, record: Record) -> float | None:
     counts = _mapping(record, "groups").get(name)
     pool, chosen = number(record, "candidates"), number(record, "chosen")
     if not isinstance(counts, list) or len(counts) != 2 or not pool or not chosen:
@@ -157,6 +167,10 @@ def _missing(row: Mapping[str, Any]) -> bool:
 def _whole(row: Mapping[str, Any], name: str) -> str:
     value = number(row, name)
     return "" if value is None else f"{value:,.0f}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else percent(share)
 
 
 def _mapping(record: Record | None, key: str) -> Mapping[str, Any]:

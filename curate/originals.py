@@ -6,6 +6,7 @@ a picture that cannot be decoded are answers too. Memory: one shard's index and 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from curate.errors import CurateError
+from curate.errors import CurateError, ShardError
 from curate.images.decode import ImageRejected, decode_rgb
 from curate.shards.captions import read_caption, read_json
 from curate.shards.samples import SampleEntry, group_samples
@@ -67,8 +68,11 @@ def by_chance(ids: bytes, seed: int) -> NDArray[np.uint64]:
 
 
 def _of_shard(url: str, ordinals: list[int], min_side: int) -> Iterator[tuple[int, Original]]:
-    [source] = expand_shards([url])
-    with open_shard(source) as data:
+    found = expand_shards([url])
+    literal = url if "://" in url else os.path.abspath(url)
+    if [source.url for source in found] != [literal]:  # the name of a gone shard may read as a pattern for others
+        raise ShardError(f"shard {url} is not there any more")
+    with open_shard(found[0]) as data:
         entries = {entry.ordinal: entry for entry in group_samples(index_tar(data), "00" * 32)}
         for ordinal in ordinals:
             entry = entries.get(ordinal)

@@ -51,6 +51,7 @@ class AuditedPool:
     times_N: NDArray[np.int64]
     sources: tuple[ShardSource, ...]
     steps: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def repeats(self) -> bool:
@@ -100,9 +101,10 @@ def _with_ledger(output: Path) -> AuditedPool:
         _beside(pq.read_table(files[number]), table, number) for number, table in enumerate(tables) if number in files
     ]
     rows = _stacked(parts, [source.url for source in record.inputs])
-    rows = rows.filter(pc.not_equal(rows["status"], "quarantined"))
-    times_N = rows["times_selected"].fill_null(0).to_numpy().astype(np.int64)
-    return AuditedPool(str(output), rows, times_N, record.inputs, isinstance(record, TeeRecord))
+    read = rows.filter(pc.not_equal(rows["status"], "quarantined"))
+    times_N = read["times_selected"].fill_null(0).to_numpy().astype(np.int64)
+    steps, notes = isinstance(record, TeeRecord), _unread(len(rows) - len(read))
+    return AuditedPool(str(output), read, times_N, record.inputs, steps, notes)
 
 
 def _with_log(run: Path, engine: Engine, *, quiet: bool) -> AuditedPool:
@@ -118,13 +120,19 @@ def _with_log(run: Path, engine: Engine, *, quiet: bool) -> AuditedPool:
             _beside(scores.read_table(table, [c for c in (*_DESCRIBED, *_LOSSES) if c in there]), table, number)
         )
     rows = _stacked(parts, [source.url for source in training.inputs])
+    every = len(rows)
     rows = rows.filter(pc.is_null(rows["reason"])).drop_columns(["reason"])
     times_N, first_N, score_N = _draws(run, rows)
     if not times_N.any():
         raise UsageError(f"{run}: its log holds no step yet, so nothing was selected; audit it when some are done")
     rows = rows.append_column("sub_batch", pa.array(first_N, mask=times_N == 0))
     rows = rows.append_column("score", pa.array(score_N, mask=np.isnan(score_N)))
-    return AuditedPool(str(run), rows, times_N, training.inputs, steps=True)
+    return AuditedPool(str(run), rows, times_N, training.inputs, steps=True, notes=_unread(every - len(rows)))
+
+
+def _unread(count: int) -> tuple[str, ...]:
+    told = f"{count:,} samples could not be read (quarantined, each with its reason in the ledger): they are not in the pool"
+    return (told,) if count else ()
 
 
 def _draws(run: Path, rows: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:

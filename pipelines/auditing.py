@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -38,6 +38,7 @@ from curate.pipelines.traits import read_traits, traits_pass
 from curate.policy.checking import check_selection
 from curate.policy.columns import groups_of
 from curate.policy.schema import Policy, read_policy
+from curate.provenance import Findings, add_findings
 from curate.receipts import Store
 
 if TYPE_CHECKING:
@@ -94,9 +95,11 @@ def audit(
 ) -> AuditResult:
     """Audit a selection: an output of curate, or with `selected` the parquet of a pool that another tool chose from.
 
-    Arguments are those of `curate audit`; the report and its tables go `to` a directory, OUTPUT/_curate/audit unless
-    given. Errors: UsageError for columns, labels or a policy that do not fit, naming what and where; ShardError for a
-    shard that is gone or changed.
+    Arguments are those of `curate audit`; the report and its tables go `to` a directory. Unless one is given that is
+    OUTPUT/_curate/audit, and the findings enter OUTPUT's data card and Croissant file.
+
+    Errors: UsageError for columns, labels or a policy that do not fit, naming what and where; ShardError for a shard
+    that is gone or changed.
     Example: `audit("filtered", columns=["gender"]).findings[0]` is "Captions that mention female were kept 0.62 times
     as often as the rest (0.55-0.70); ...".
     """
@@ -107,18 +110,23 @@ def audit(
         intersect=intersect, confounder=confounder, clusters=clusters, policy=policy, seed=seed,
     )  # fmt: skip
     if selected is not None:
-        return _audited(*_of_other_tools(path, Path(selected).expanduser(), asked), _required(to), started)
+        return _audited(*_of_other_tools(path, Path(selected).expanduser(), asked), asked, _required(to), started)
     target = path / "_curate" / "audit" if to is None else local_output(to)
     with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
         pool = read_selection(path, running, quiet=quiet)
         store = Store.of(path if to is None else target)
         made = traits_pass(Running(running, quiet), store, pool.sources, asked.request.traits)
-    return _audited(pool, read_traits(store, made), (), asked, target, started)
+    result = _audited(pool, read_traits(store, made), asked, target, started)
+    if to is None:
+        verdict = None if result.verdict is None else result.verdict.as_json()
+        report = result.report.relative_to(path / "_curate").as_posix()
+        add_findings(path, Findings.of(result.audit, notes=result.notes, verdict=verdict, report=report))
+    return result
 
 
-def _of_other_tools(pool: Path, selected: Path, asked: _Question) -> tuple[AuditedPool, pa.Table, tuple[str, ...], Any]:
+def _of_other_tools(pool: Path, selected: Path, asked: _Question) -> tuple[AuditedPool, pa.Table]:
     found = read_foreign(pool, selected, asked.request.traits)
-    return AuditedPool(str(pool), found.rows, found.times_N, (), steps=False), found.traits, found.notes, asked
+    return AuditedPool(str(pool), found.rows, found.times_N, (), steps=False, notes=found.notes), found.traits
 
 
 def _required(to: str | PathLike[str] | None) -> Path:
@@ -169,9 +177,7 @@ def _label_error(text: str) -> tuple[str, LabelError]:
     return name, LabelError(sensitivity, specificity)
 
 
-def _audited(
-    pool: AuditedPool, traits: pa.Table, notes: tuple[str, ...], asked: _Question, target: Path, started: float
-) -> AuditResult:
+def _audited(pool: AuditedPool, traits: pa.Table, asked: _Question, target: Path, started: float) -> AuditResult:
     """The statistics of a pool, and the files that hold them."""
     found = assemble(pool.rows, traits, asked.request, wanted=asked.wanted)
     caption_N = along(pool.rows, traits)["caption"].to_pylist()
@@ -196,7 +202,7 @@ def _audited(
     if asked.policy is not None:
         verdict = check_selection(asked.policy, groups_of(found), pool.times_N, cluster_N=unit_N)
     result = AuditResult(
-        target, audited, findings(audited), (*notes, *found.notes), verdict, seconds=time.monotonic() - started
+        target, audited, findings(audited), (*pool.notes, *found.notes), verdict, seconds=time.monotonic() - started
     )  # fmt: skip
     write_audit(result, Audited(pool, tuple(columns), found, caption_N, asked.request.intersect, asked.policy))
     return result

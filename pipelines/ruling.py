@@ -58,7 +58,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Ruled:
-    """One super-batch under a policy: its bounds, who is in which group, what the draws before it left, what is to come.
+    """One super-batch under a policy: its bounds, who is in which group, what draws before it left and later ones have.
 
     After the `last` one nothing is drawn.
     """

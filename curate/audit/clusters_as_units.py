@@ -60,18 +60,24 @@ def read_clusters(given_N: ArrayLike, selected_N: NDArray[np.bool_]) -> Clusters
 
 
 def votes(clusters: Clusters, column: Membership, selected_N: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Votes per pair [M] of a column: a row's share of its cluster's votes within the group.
+    """Votes per pair [M] of a column: a row's own in the pool, scaled to what the group's rows are worth together.
 
+    Two groups may share clusters, so a group's rate weighs its rows as the rest's does: else a label that has nothing
+    to do with the selection would be flagged wherever large clusters fare otherwise than small ones. How much such a
+    rate tells follows from its variance, sum w^2 m (1 + (m - 1) rho) over the group's m rows in each cluster.
     A group whose own clusters were treated more alike than the pool's, as 30 of them show, is given its own rho.
     """
     twin_M = clusters.size_N[column.row_M] > 1
-    weight_M = np.ones(len(column.row_M))
     row, code, G = column.row_M[twin_M], column.code_M[twin_M], len(column.groups)
     upper_G, repeated_G = _alike(selected_N[row], clusters.cluster_N[row], code, G)
     own_G = np.where(repeated_G >= FEWEST_CLUSTERS, np.maximum(upper_G, clusters.rho), clusters.rho)
     _, cell, size = np.unique(clusters.cluster_N[row] * G + code, return_inverse=True, return_counts=True)
-    weight_M[twin_M] = 1 / (1 + (size[cell] - 1) * own_G[code])
-    return weight_M
+    spread_M = np.ones(len(twin_M))
+    spread_M[twin_M] = 1 + (size[cell] - 1) * own_G[code]
+    weight_M = clusters.weight_N[column.row_M]
+    variance_G = column.tally(weight_M**2 * spread_M)
+    worth_G = np.divide(column.tally(weight_M), variance_G, out=np.ones(G), where=variance_G > 0)
+    return np.asarray(weight_M * worth_G[column.code_M], np.float64)
 
 
 def _alike(

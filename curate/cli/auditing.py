@@ -73,7 +73,8 @@ def audit(
     policy
         A policy (YAML) that the selection is checked against.
     output
-        Write there; OUT/_curate/audit unless given.
+        Write there, and leave OUT as it is. Unless given that is OUT/_curate/audit, and the findings enter OUT's data
+        card (README.md) and croissant.json.
     seed
         Of clusters, galleries, intervals and random selections.
     """

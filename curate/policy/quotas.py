@@ -7,9 +7,10 @@ and rho the share drawn of all candidates so far (b / B, where all draws are of 
     L_g(t) = floor(F_g(t)) - C_g(t-1), clipped to 0 .. n_g(t); rounded up on the last draw                    at least
     V_g(t) = min(n_g(t), ceil(max_ratio rho N_g(t)) - C_g(t-1)), at least L_g(t)                              at most
 
-Where it is known who is still to come (`Ahead`: stored scores, all memberships), min_share and min_count are spread over
-the group's own candidates instead, so that one which only a few draws have is served by those: with O_g owed by the end
-and M_g members among later candidates, F_g(t) = C_g(t-1) + (O_g - C_g(t-1)) n_g / (n_g + M_g), rounded up where M_g = 0.
+Where it is known who is still to come (`Ahead`: stored scores, all memberships), min_share and min_count are spread
+over the group's own candidates instead, so that one which only a few draws have is served by those. With O_g owed by
+the end and M_g members among later candidates F_g(t) = C_g(t-1) + (O_g - C_g(t-1)) n_g / (n_g + M_g); and L_g is
+rounded up where M_g = 0.
 
 What a draw could not serve stays in C and is asked of the next. For disjoint groups with a ratio only, sum L <= b is
 certain where b (1 - min_ratio) >= the number of groups, if earlier floors were met; on the last draw, which rounds up,

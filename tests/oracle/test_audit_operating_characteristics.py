@@ -117,6 +117,24 @@ def test_duplicates_do_not_inflate_the_flags(alike: str) -> None:
     assert naive > 30
 
 
+def test_groups_that_share_clusters_are_weighed_alike() -> None:
+    """Where large clusters are kept more often, labels drawn by lot within them are flagged no more than by chance."""
+    random, flagged, ratio = np.random.default_rng(29), 0, []
+    size_C = np.repeat([1, 5, 25], [1500, 200, 60])
+    cluster_N = np.repeat(np.arange(len(size_C)), size_C)
+    chance_N = np.repeat(np.where(size_C == 1, 0.12, 0.3), size_C)
+    for _ in range(100):
+        codes_N = random.integers(0, 12, len(cluster_N)).astype(np.int32)
+        members = membership_of(Column("locale", "label", "by lot", tuple(map(str, range(12))), codes_N))
+        selected_N = random.random(len(cluster_N)) < chance_N
+        flagged += _any(members, selected_N, cluster_N)
+        clusters = read_clusters(cluster_N, selected_N)
+        counts = count(members, selected_N, clusters.weight_N, votes(clusters, members, selected_N))
+        ratio.append(ratios(counts)[0].mean())
+    assert flagged <= 12
+    assert np.mean(ratio) == pytest.approx(1, abs=0.02)
+
+
 def test_copies_that_fare_like_strangers_cost_little_power() -> None:
     """Where the selection looks at each copy by itself, votes find a planted ratio of 0.7 about as often as rows do."""
     random, found = np.random.default_rng(17), np.zeros(2)

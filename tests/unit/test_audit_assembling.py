@@ -86,6 +86,14 @@ def test_captions_give_columns_of_mentions_script_and_language_under_short_names
     assert values(named["caption language"])[2] == "fr"
 
 
+def test_what_is_negated_is_not_mentioned() -> None:
+    """Each group once, however often it is named."""
+    request = AuditRequest()
+    captions: list[str | None] = ["not a woman", "a man, another man and no woman"]
+    listed = traits_of(rows_of(2), captions, request)["mentions:gender"].to_pylist()
+    assert listed == [[], ["male"]]
+
+
 def test_only_the_sets_that_are_named_are_read() -> None:
     """A set by its name; none at all leaves out mentions, not script and language."""
     assert list(small(AuditRequest(lexicons=("age",))).named()) == ["age", "caption script", "caption language"]

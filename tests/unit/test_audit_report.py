@@ -27,6 +27,7 @@ from curate.audit.report.figures import figures_of
 from curate.audit.report.tables import MOST_PAIRS, behind_table, draws_table, group_table, overview
 from curate.audit.strata import Ratio
 from curate.errors import UsageError
+from curate.originals import GONE, read_originals
 from curate.policy.checking import EXIT_CODES, GroupCheck, Result, Verdict
 from curate.policy.ratios import pool_ratio
 from tests.making import exif, make_image, make_tar
@@ -305,6 +306,15 @@ def test_findings_beyond_twelve_are_counted() -> None:
     more = audit.flags - 12
     assert more > 1
     assert f"{more} more groups were flagged" in text
+
+
+def test_a_gone_shard_is_not_taken_for_a_pattern(tmp_path: Path) -> None:
+    """Where `a*.tar` is gone, `ab.tar` and `ac.tar` are not read in its place."""
+    for name in ("ab.tar", "ac.tar"):
+        make_tar(tmp_path / name, [("0", {"jpg": make_image(), "txt": b"another"})])
+    named = [str(tmp_path / "a*.tar"), str(tmp_path / "a[b].tar"), str(tmp_path / "ab.tar")]
+    found = dict(read_originals([(name, 0) for name in named], min_side=32))
+    assert [found[name, 0].caption for name in named] == [GONE, GONE, "another"]
 
 
 @pytest.mark.parametrize(

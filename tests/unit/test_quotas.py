@@ -16,7 +16,7 @@ from curate.marked_yaml import parse_yaml
 from curate.policy.atoms import atoms_of, membership
 from curate.policy.certificate import certificate, rows_of_run
 from curate.policy.price import Price
-from curate.policy.quotas import Quota, State, quota
+from curate.policy.quotas import Ahead, Quota, State, quota
 from curate.policy.schema import Bounds, check_policy
 from curate.policy.settling import settle
 
@@ -191,3 +191,26 @@ columns:
     assert whole["groups"][3] == {
         "group": "c=e", "n": 99, "F": 7.92, "L": 8, "V": 12, "C": 0, "slack": -8, "reason": "short by 8"
     }  # fmt: skip
+
+
+def test_counts_and_shares_are_spread_over_the_candidates_of_their_group() -> None:
+    """A group of which two thirds are here is asked for two thirds of what is missing; all of it where none follow."""
+    asked = [Bounds("a", min_count=9), Bounds("b", min_share=Fraction("0.3")), Bounds("c", min_count=4)]
+    first = quota(
+        asked, State.empty(asked), [20, 0, 5], candidates=50, size=10, ahead=Ahead(total=20, present_G=(10, 8, 0))
+    )
+    assert first.floor_G.tolist() == [6.0, 0.0, 4.0]
+    assert first.least_G.tolist() == [6, 0, 4]
+    state = State.empty(asked).after(first, np.array([8, 0, 4]))
+    second = quota(
+        asked, state, [10, 8, 0], candidates=50, size=10, ahead=Ahead(total=20, present_G=(0, 0, 0)), last=True
+    )
+    assert second.least_G.tolist() == [1, 6, 0]
+
+
+def test_the_last_candidates_of_a_group_are_asked_for_the_fraction_too() -> None:
+    """A floor of 2.5 is 3 where no later draw could make up for it, 2 where one can."""
+    asked = [Bounds("a", min_share=Fraction("0.25"))]
+    for later, least in ((0, 3), (30, 1)):
+        drawn = quota(asked, State.empty(asked), [30], candidates=60, size=5, ahead=Ahead(10, (later,)))
+        assert drawn.least_G.tolist() == [least]

@@ -15,6 +15,7 @@ import pytest
 import curate
 from curate.errors import RunMismatch, UsageError
 from curate.learner.journal import read_log
+from curate.learner.report import write_report
 from curate.models import configs
 from curate.pipelines.training import train
 from tests.conftest import MINI, make_checkpoint
@@ -187,7 +188,7 @@ def test_the_shards_that_a_training_writes_carry_its_certificate(
     other["groups"][0]["C"] += 1
     (tmp_path / "teed/certificate.json").write_text(json.dumps(other))
     checks = {check.name: check for check in curate.verify(tmp_path / "teed", load=False).checks}
-    assert "side=few: it says" in checks["certificate"].note
+    assert "side=few: it says" in checks["certificate"].detail
 
 
 def test_bad_substitutes_are_passed_over(labels: Path, policy: Write, tmp_path: Path) -> None:
@@ -274,3 +275,26 @@ def test_groups_of_captions_need_no_labels(tmp_path: Path) -> None:
     page = (tmp_path / "run/report.html").read_text()
     assert all(text in page for text in ("A. Expert", "gender=female", "Groups under the policy", "min ratio 0.9"))
     assert [line["step"] for line in lines_of(tmp_path / "run", "quota")] == [2, 4, 6]
+
+
+def test_the_report_forgives_what_a_log_says_of_a_policy(tmp_path: Path) -> None:
+    """Markup stays text; counts that are none, groups that are no list and a missing certificate leave gaps."""
+    hostile = "<script>alert(1)</script>"
+    group = {"name": hostile, "min_ratio": "x", "max_ratio": None, "min_count": [hostile]}
+    policy = {"author": hostile, "rationale": 3, "columns": [{"column": hostile, "groups": [group, 7]}, None]}
+    lines: list[dict[str, Any]] = [
+        {"kind": "start", "settings": {}},
+        {"kind": "policy", "policy": policy, "columns": [{"column": hostile, "coverage": "most"}, 1]},
+        {"kind": "step", "step": 1, "loss": 1.0},
+        {"kind": "short", "step": 1, "conflict": hostile, "short": None},
+        {"kind": "short", "step": 1, "conflict": "", "short": {hostile: 2}},
+        *({"kind": "quota", "step": n, "candidates": n, "chosen": 1, "groups": groups} for n, groups in enumerate(
+            ([], {f"{hostile}={hostile}": [1, "x"]}, {f"{hostile}={hostile}": [4, 1]}, None), 1
+        )),
+    ]  # fmt: skip
+    for more in ([], [{"kind": "certificate", "groups": [{"group": hostile, "C": 1, "F": 5, "V": "x"}, 4]}]):
+        (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *more]))
+        page = write_report(tmp_path, tmp_path / "report.html").read_text()
+        assert "<script" not in page
+        assert ("Not kept: " if more else "its certificate is not written yet") in page
+        assert "1 of 1 draws could not meet every bound; 1 had too few candidates" in page

@@ -131,7 +131,7 @@ def _with_log(run: Path, engine: Engine, *, quiet: bool) -> AuditedPool:
 
 
 def _unread(count: int) -> tuple[str, ...]:
-    told = f"{count:,} samples could not be read (quarantined, each with its reason in the ledger): they are not in the pool"
+    told = f"{count:,} samples could not be read and are not in the pool; the ledger has a reason for each"
     return (told,) if count else ()
 
 

@@ -47,12 +47,15 @@ def associations(
     selected_N: NDArray[np.bool_],
     weight_N: NDArray[np.float64],
 ) -> list[Association]:
-    """Each known group with each concept, q still None (`with_q` fills it in, over all columns)."""
-    known = range(len(column.groups) - (column.unknown is not None))
+    """Each known group with each concept, q still None (`with_q` fills it in, over all columns).
+
+    Two sums over the pairs of the column for each concept.
+    """
+    groups = len(column.groups) - (column.unknown is not None)
     return [
-        _pair(column, code, name, concept_N, selected_N, weight_N)
+        one
         for name, concept_N in concepts.items()
-        for code in known
+        for one in _of_concept(column, groups, name, concept_N, selected_N, weight_N)
     ]
 
 
@@ -69,24 +72,36 @@ def with_q(found: list[Association]) -> tuple[Association, ...]:
     return tuple(sorted(full, key=lambda one: (one.q is None, one.q or 0.0, one.column, one.group, one.concept)))
 
 
-def _pair(
+def _of_concept(
     column: Membership,
-    code: int,
+    groups: int,
     concept: str,
     concept_N: NDArray[np.bool_],
     selected_N: NDArray[np.bool_],
     weight_N: NDArray[np.float64],
-) -> Association:
-    member_N = np.zeros(len(selected_N), bool)
-    member_N[column.row_M[column.code_M == code]] = True
-    cell_N = (2 * member_N + concept_N)[column.known_N]
-    weight, chosen = weight_N[column.known_N], selected_N[column.known_N]
-    n_4, k_4 = (np.bincount(cell_N, w, minlength=4).astype(np.float64) for w in (weight, weight * chosen))
-    together_N = member_N & concept_N
-    change, p = _change(n_4, k_4)
-    odds = None if n_4.min() <= 0 else float(n_4[3] * n_4[0] / (n_4[1] * n_4[2]))
-    counts = int(together_N.sum()), int((together_N & selected_N).sum())
-    return Association(column.column.name, column.groups[code], concept, *counts, odds, change, p, None)
+) -> list[Association]:
+    n_4G, k_4G = (_cells(column, concept_N, w)[:, :groups] for w in (weight_N, weight_N * selected_N))
+    both_G, kept_G = (
+        column.tally((concept_N & mask_N)[column.row_M])[:groups].astype(int)
+        for mask_N in (np.ones(len(concept_N), bool), selected_N)
+    )
+    found = []
+    for code in range(groups):
+        n_4 = n_4G[:, code]
+        change, p = _change(n_4, k_4G[:, code])
+        odds = None if n_4.min() <= 0 else float(n_4[3] * n_4[0] / (n_4[1] * n_4[2]))
+        counts = int(both_G[code]), int(kept_G[code])
+        found.append(Association(column.column.name, column.groups[code], concept, *counts, odds, change, p, None))
+    return found
+
+
+def _cells(column: Membership, concept_N: NDArray[np.bool_], weight_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Summed weights [4, G] of the known rows: without both, the concept alone, the group alone, with both."""
+    known_N = weight_N * column.known_N
+    whole_G, both_G = (column.tally(w[column.row_M]) for w in (known_N, known_N * concept_N))
+    concept, everything = float((known_N * concept_N).sum()), float(known_N.sum())
+    cells_4G = np.stack([everything - concept - whole_G + both_G, concept - both_G, whole_G - both_G, both_G])
+    return np.where(np.abs(cells_4G) < 1e-9 * everything, 0.0, cells_4G)  # what differences of sums leave of zero
 
 
 def _change(n_4: NDArray[np.float64], k_4: NDArray[np.float64]) -> tuple[Ratio | None, float | None]:

@@ -25,6 +25,7 @@ from curate.errors import UsageError
 # N rows of the pool, T tests
 
 ONE_FAMILY = "all"
+MOST_ASSOCIATED = 100  # groups of a column that is set against concepts; more pairs than anyone reads
 
 
 def audit_columns(
@@ -52,7 +53,7 @@ def audit_columns(
     `times_N`: how often each was drawn. `clusters_N`: the same number for duplicates, negative for none. `strata`:
     {confounder: a label per row} (`membership.bins` makes labels of numbers); several are crossed as well.
     `intersections`: names of columns to cross. `families`: {column: family} within which q is taken, else one for all.
-    `sub_batch_N`: the sub-batch that drew a row. `concepts`: {name: mask} to associate groups with.
+    `sub_batch_N`: the sub-batch that drew a row. `concepts`: {name: mask} to associate groups with (columns of up to 100).
 
     Errors: UsageError for an empty pool, lengths that differ, names that are unknown, too many groups.
     Example: `audit_columns({"tone": ["dark", "dark", "light", None]}, [True, False, True, True]).rows[0].rate.value`
@@ -122,7 +123,8 @@ def _associated(
     members: Sequence[Membership], concepts: Mapping[str, ArrayLike], pool: Pool
 ) -> tuple[Association, ...]:
     masks = {name: read_mask(f"concept {name!r}", given, len(pool.selected_N)) for name, given in concepts.items()}
-    return with_q([pair for one in members for pair in associations(one, masks, pool.selected_N, pool.weight_N)])
+    few = [one for one in members if len(one.groups) <= MOST_ASSOCIATED]
+    return with_q([pair for one in few for pair in associations(one, masks, pool.selected_N, pool.weight_N)])
 
 
 def _check(alpha: float, screen: tuple[float, float], placebos: int, seed: int) -> None:

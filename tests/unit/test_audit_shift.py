@@ -96,6 +96,28 @@ def test_a_change_of_association_is_a_ratio_of_odds_ratios() -> None:
     assert {each.group: each.change.value for each in found if each.change}["b"] == pytest.approx(3)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_associations_are_those_of_four_cells_counted_one_by_one(seed: int) -> None:
+    """With overlapping groups, unknown rows and votes: each cell is the sum over its rows, as a loop has it."""
+    random = np.random.default_rng(seed)
+    N = 400
+    known_N = random.random(N) < 0.9
+    members_NG = (random.random((N, 3)) < 0.5) & known_N[:, None]
+    given = Column("c", "label", "by hand", ("a", "b", "c"), members_NG=members_NG, known_N=known_N)
+    concept_N, selected_N = random.random(N) < 0.4, random.random(N) < 0.5
+    weight_N = random.choice([0.25, 0.5, 1.0], N)
+    for one in associations(membership_of(given), {"x": concept_N}, selected_N, weight_N):
+        member_N = members_NG[:, "abc".index(one.group)]
+        rate = {}
+        for cell in (0, 1, 2, 3):
+            rows = [r for r in range(N) if known_N[r] and 2 * member_N[r] + concept_N[r] == cell]
+            rate[cell] = sum(weight_N[r] for r in rows if selected_N[r]) / sum(weight_N[r] for r in rows)
+        assert one.change is not None
+        assert one.change.value == pytest.approx(rate[3] * rate[0] / (rate[1] * rate[2]))
+        assert one.pool_together == sum(member_N & concept_N)
+        assert one.selected_together == sum(member_N & concept_N & selected_N)
+
+
 def test_a_concept_that_is_never_there_has_no_association() -> None:
     """Empty or tiny cells of the pool give no ratio; an empty cell of the selection gives a finite one."""
     selected_N = np.arange(40) % 2 == 0

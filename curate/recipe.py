@@ -102,6 +102,9 @@ _SCORE: Final = create_model(
         "trusted_size": (int, Field(default=256, ge=2, le=65_536)),
         "tolerance": (float, Field(default=0.05, ge=0, le=1)),
         "reference_cache": (str, None),
+        "policy": (str, None),
+        "labels": (str, None),
+        "on": (Literal["key", "uid", "sample_id"], None),
     },
 )
 _FIT: Final = create_model("_Fit", __base__=_Section, **_training() | {"shards": (Several, ...)})

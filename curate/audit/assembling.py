@@ -106,6 +106,8 @@ def _labels(
     names = [name for name in request.label_columns if wanted is None or shown(name) in wanted]
     if request.labels is None or (request.label_columns and not names):
         return (), None
+    if request.on not in rows.column_names:
+        raise UsageError(f"labels cannot be joined on {request.on}: the pool has {', '.join(rows.column_names)}")
     found = join_labels(request.labels, rows, on=request.on, columns=names, least_match=request.least_match)
     return found.columns, found.match
 

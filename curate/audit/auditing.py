@@ -53,7 +53,7 @@ def audit_columns(
     `times_N`: how often each was drawn. `clusters_N`: the same number for duplicates, negative for none. `strata`:
     {confounder: a label per row} (`membership.bins` makes labels of numbers); several are crossed as well.
     `intersections`: names of columns to cross. `families`: {column: family} within which q is taken, else one for all.
-    `sub_batch_N`: the sub-batch that drew a row. `concepts`: {name: mask} to associate groups with (columns of up to 100).
+    `sub_batch_N`: the sub-batch that drew a row. `concepts`: {name: mask} to associate up to 100 groups with.
 
     Errors: UsageError for an empty pool, lengths that differ, names that are unknown, too many groups.
     Example: `audit_columns({"tone": ["dark", "dark", "light", None]}, [True, False, True, True]).rows[0].rate.value`

@@ -138,7 +138,8 @@ def silence(column: ColumnAudit) -> list[str]:
         ]
     seen = [row.could_see.below for row in quiet if row.could_see.below is not None]
     if seen:
-        span = f"{max(seen):.2f}" if len(seen) == 1 else f"{min(seen):.2f} to {max(seen):.2f}, by group"
+        least, most = f"{min(seen):.2f}", f"{max(seen):.2f}"
+        span = most if least == most else f"{least} to {most}, by group"
         where = f"nothing detected in {len(seen)} group{'s' * (len(seen) > 1)}"
         lines = [*lines, f"{shown(column.name)}: {where}; the audit could not have seen a ratio above {span}"]
     return lines

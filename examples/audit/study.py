@@ -74,14 +74,13 @@ def scored(at: Bench, pool: str, held: str, **options: Any) -> Path:
     return path
 
 
-def look(at: Bench, output: Path, pool: str, key: str, *, policy: str | None = None, **options: Any) -> None:
-    """Audit `output` with the pool's labels and remember what was found under `key`."""
+def look(at: Bench, output: Path, pool: str | None, key: str, *, policy: str | None = None, **options: Any) -> None:
+    """Audit `output` with the labels of `pool` and remember what was found under `key`."""
     if at.results.has("audits", f"{key}/{at.seed}"):
         return
-    labels = at.pool(pool) / "labels.csv"
     found = audit(
-        output, labels=labels, policy=None if policy is None else POLICIES / policy, seed=at.seed, clusters=0,
-        **options, **ONE,
+        output, labels=None if pool is None else at.pool(pool) / "labels.csv", seed=at.seed, clusters=0,
+        policy=None if policy is None else POLICIES / policy, **options, **ONE,
     )  # fmt: skip
     at.results.add("audits", f"{key}/{at.seed}", audited(found))
     print(f"{key}/{at.seed}: {found.audit.flags} flags", flush=True)
@@ -114,7 +113,7 @@ def multilingual(at: Bench) -> None:
     easy = at.run("multilingual-easy")
     if not at.results.has("audits", f"multilingual/easy-reference/{at.seed}"):
         curate.select(learnable, to=easy, criterion="easy-reference", **ONE)
-    columns = ("english", "locale", "caption script", "caption language", "style")
+    columns = ("english", "locale", "caption script", "style", "tone", "near-duplicates")
     for criterion, output in (("learnability", learnable), ("easy-reference", easy)):
         key = f"multilingual/{criterion}"
         look(at, output, pool, key, policy="locales.yaml", columns=columns)
@@ -133,13 +132,13 @@ def _scored(at: Bench, pool: str) -> Path:
 
 def people(at: Bench) -> None:
     """English captions; references that saw every style, and only styles without skin tones."""
+    options: dict[str, Any] = {"columns": ("tone", "gender", "style", "subject", "default")}
     for held in ("english", "toneless"):
         output = scored(at, "english", held)
-        options = {"columns": ("tone", "gender", "style", "subject", "default"), "intersect": ("tone,gender",)}
-        look(at, output, "english", f"people/{held}", policy="tones.yaml", **options)
-        look(at, output, "english", f"people/{held}/mentions", columns=("gender", "age", "identity"))
+        look(at, output, "english", f"people/{held}", policy="tones.yaml", intersect=("tone,gender",), **options)
+        look(at, output, None, f"people/{held}/mentions", columns=("gender", "age", "identity"))
         target = drawn(at, output, "english", f"people/{held}/floor-0.8", POLICIES / "tones.yaml")
-        look(at, target, "english", f"people/{held}/floor-0.8", policy="tones.yaml", **options)
+    look(at, target, "english", "people/toneless/floor-0.8", policy="tones.yaml", **options)
 
 
 def openstax(at: Bench) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from curate.audit.lexicons import shipped_lexicons
 from curate.cli import app
+from curate.policy.schema import read_policy
 from tests.e2e.pools import check_run, make_pool
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +47,16 @@ def test_every_command_line_is_one_that_curate_takes(text: Path) -> None:
         words = shlex.split(line.replace("$DATA", "data"))[1:]
         command, _, *_ = app.parse_args(words, exit_on_error=False, print_error=False)
         assert command is app[words[0]].default_command, line
+
+
+def test_the_policy_it_shows_is_one(tmp_path: Path) -> None:
+    """The YAML of the README is a policy, with groups that the shipped word lists have."""
+    [text] = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "policy.yaml").write_text(text)
+    policy = read_policy(tmp_path / "policy.yaml")
+    [column] = policy.columns
+    known = {group for lexicon in shipped_lexicons() for group in lexicon.sets[column.name].terms}
+    assert {group.name for group in column.groups} <= known
 
 
 def test_the_make_targets_it_names_exist() -> None:

@@ -120,10 +120,11 @@ def test_duplicates_do_not_inflate_the_flags(alike: str) -> None:
 def test_groups_that_share_clusters_are_weighed_alike() -> None:
     """Where large clusters are kept more often, labels drawn by lot within them are flagged no more than by chance."""
     random, flagged, ratio = np.random.default_rng(29), 0, []
-    size_C = np.repeat([1, 5, 25], [1500, 200, 60])
+    size_C = np.repeat([1, 5, 25], [2000, 200, 100])
     cluster_N = np.repeat(np.arange(len(size_C)), size_C)
-    chance_N = np.repeat(np.where(size_C == 1, 0.12, 0.3), size_C)
     for _ in range(100):
+        kept_C = np.where(size_C == 1, 0.1, np.where(random.random(len(size_C)) < 0.4, 0.8, 0.05))
+        chance_N = np.repeat(kept_C, size_C)
         codes_N = random.integers(0, 12, len(cluster_N)).astype(np.int32)
         members = membership_of(Column("locale", "label", "by lot", tuple(map(str, range(12))), codes_N))
         selected_N = random.random(len(cluster_N)) < chance_N
@@ -138,13 +139,13 @@ def test_groups_that_share_clusters_are_weighed_alike() -> None:
 def test_copies_that_fare_like_strangers_cost_little_power() -> None:
     """Where the selection looks at each copy by itself, votes find a planted ratio of 0.7 about as often as rows do."""
     random, found = np.random.default_rng(17), np.zeros(2)
-    for _ in range(40):
+    for _ in range(100):
         cluster_N, members = copies(random, 600, heavy=False)
         rate_N = np.where(members.code_M == 3, 0.14, 0.2)
         selected_N = random.random(len(rate_N)) < rate_N
         found += [_q(members, selected_N, given)[3] <= ALPHA for given in (cluster_N, None)]
-    assert found[1] > 20
-    assert found[0] >= 0.85 * found[1]
+    assert found[1] > 50
+    assert found[0] >= 0.75 * found[1]  # 0.8: what the upper limit of rho costs
 
 
 def _q(members: Membership, selected_N: NDArray[np.bool_], cluster_N: NDArray[np.int64] | None) -> NDArray[np.float64]:

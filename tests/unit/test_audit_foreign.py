@@ -103,6 +103,17 @@ def test_the_pool_gives_columns_like_any_other(tmp_path: Path) -> None:
         assemble(found.rows, found.traits, AuditRequest(columns=("nothing",)))
 
 
+def test_labels_are_joined_on_what_the_pool_has(tmp_path: Path) -> None:
+    """A pool of uids takes labels by uid, and says so where they are to be joined by key."""
+    found = read(tmp_path, UIDS[0], key=None)
+    labels = chosen(tmp_path, f"uid,key,tone\n{UIDS[0]},a,x\n{UIDS[1]},b,y\n", "labels.csv")
+    tone = assemble(found.rows, found.traits, AuditRequest(labels=labels, on="uid")).named()["tone"]
+    assert tone.codes_N is not None
+    assert tone.codes_N.tolist() == [0, 1, -1, -1]
+    with pytest.raises(UsageError, match="labels cannot be joined on key: the pool has sample_id, uid"):
+        assemble(found.rows, found.traits, AuditRequest(labels=labels))
+
+
 def test_a_pool_without_captions_says_so(tmp_path: Path) -> None:
     """And is audited by what else it has; another column may hold the captions."""
     found = read(tmp_path, "a", text=None, alt=TEXTS)

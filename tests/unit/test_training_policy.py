@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,3 +299,13 @@ def test_the_report_forgives_what_a_log_says_of_a_policy(tmp_path: Path) -> None
         assert "<script" not in page
         assert ("Not kept: " if more else "its certificate is not written yet") in page
         assert "1 of 1 draws could not meet every bound; 1 had too few candidates" in page
+
+
+def test_substitutes_are_drawn_evenly(shards: list[Path], labels: Path, policy: Write, tmp_path: Path) -> None:
+    """Of 60 pairs of the small group nobody is a favourite: four samples, each some fifteen times."""
+    settings = {**QUICK, "criterion": "uniform", "filter_ratio": 0.9, "steps": 30, "labels": labels}
+    train(shards, tmp_path / "run", policy=policy("min_share: 0.5"), **settings)
+    times = Counter(key for key in chosen_by(tmp_path / "run")["key"].to_pylist() if int(key) % 10 == 3)
+    assert sum(times.values()) == 60
+    assert len(times) == 4
+    assert max(times.values()) <= 20

@@ -144,8 +144,9 @@ def _train(recipe: Recipe, output: Path, reference: str | None, number: int) -> 
         options["write_shards"] = str(folder / "chosen")
     if given.get("baselines"):
         options["baselines"] = given["baselines"]
-    if given.get("grams_per_kwh") is not None:
-        options["grams_per_kwh"] = given["grams_per_kwh"]
+    for name in ("policy", "labels", "on", "grams_per_kwh"):
+        if given.get(name) is not None:
+            options[name] = given[name]
     filtered = (str(folder / "filtered"),) if recipe.score is not None else recipe.shards
     return Part(given.get("shards", filtered), folder / "learner", options, _receipt(output, number, "train"))
 

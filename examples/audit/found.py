@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+import pyarrow.parquet as pq
 
 from curate.audit.outcome import ColumnAudit, GroupRow
 from curate.pipelines.auditing import AuditResult
@@ -72,6 +75,18 @@ def certified(certificate: dict[str, Any] | None) -> dict[str, Any] | None:
     return {name: certificate[name] for name in ("candidates", "chosen", "draws_with_conflict", "price")} | {
         "groups": {row["group"]: [row["n"], row["L"], row["C"], row["reason"]] for row in certificate["groups"]}
     }
+
+
+def agreement(output: Path, labels: Path) -> dict[str, dict[str, int]]:
+    """Label of a person's gender -> what the caption mentions, as the last audit of `output` read it -> samples."""
+    with open(labels, newline="") as file:
+        label = {row["key"]: row["gender"] for row in csv.DictReader(file)}
+    read = pq.read_table(output / "_curate" / "audit" / "assignments.parquet", columns=["key", "gender"])
+    found: dict[str, dict[str, int]] = {}
+    for key, groups in zip(*(read[name].to_pylist() for name in ("key", "gender")), strict=True):
+        said, row = " and ".join(sorted(groups)) or "neither", found.setdefault(label[key] or "no person", {})
+        row[said] = row.get(said, 0) + 1
+    return {name: dict(sorted(row.items())) for name, row in sorted(found.items())}
 
 
 def _column(column: ColumnAudit) -> dict[str, Any]:

@@ -34,36 +34,40 @@ def forest(axes: Axes, found: Sequence[tuple[str, dict[str, list[dict[str, Any]]
     for row, name in enumerate(names):
         blind = [one["sees"] for one in found[0][1][name] if one["sees"][0]]
         for low, high in blind[:1]:
-            axes.plot([low, high or 3.5], [row, row], color="#999", lw=5, alpha=0.25, solid_capstyle="butt")
+            axes.plot([low, high or 4], [row, row], color="#999", lw=5, alpha=0.25, solid_capstyle="butt")
         for arm, (_, every) in enumerate(found):
             own = [one["ratio"] for one in every.get(name, []) if one["ratio"] and one["ratio"][0]]
             for seed, (value, low, high) in enumerate(own):
                 place = row + 0.26 * (arm - (len(found) - 1) / 2) + 0.07 * (seed - (len(own) - 1) / 2)
-                axes.plot([low, high or 3.5], [place, place], color=COLOURS[arm], lw=0.8)
+                axes.plot([low, high or 4], [place, place], color=COLOURS[arm], lw=0.8)
                 axes.plot(value, place, SHAPES[arm], color=COLOURS[arm], ms=3.2)
     for arm, (label, _) in enumerate(found):
         axes.plot([], [], SHAPES[arm], color=COLOURS[arm], ms=4, label=label)
-    axes.set(xscale="log", xlim=(0.28, 3.5), ylim=(len(names) - 0.4, -0.6), title=title, xlabel="ratio to the rest")
+    axes.set(xscale="log", xlim=(0.25, 4), ylim=(len(names) - 0.4, -0.6), title=title, xlabel="ratio to the rest")
     ticks = [0.3, 0.5, 0.8, 1, 1.25, 2, 3]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_yticks(range(len(names)), [f"{name}  n {found[0][1][name][0]['n']:,}" for name in names])
 
 
+def _legend(figure: Any, axes: Axes) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+
+
 def locales(results: Any) -> Any:
     """Languages: plain draws, and under the floor."""
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.6), layout="tight", sharey=True)
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharey=True)
     for axes, (criterion, key) in zip(panels, MULTILINGUAL.items(), strict=True):
         arms = [("plain draw", groups(results, key, "locale")),
                 ("under the floor 0.8", groups(results, f"{key}/floor-0.8", "locale"))]  # fmt: skip
         forest(axes, arms, criterion)
-    panels[0].legend(fontsize=8, frameon=False, loc="lower right")
+    _legend(figure, panels[0])
     return figure
 
 
 def prices(results: Any) -> Any:
     """The price of floors, a point for each seed."""
-    figure, axes = pyplot.subplots(figsize=(4.8, 3), layout="tight")
+    figure, axes = pyplot.subplots(figsize=(4.8, 3), layout="constrained")
     for arm, (criterion, key) in enumerate(MULTILINGUAL.items()):
         lines = [[100 * given_up(one) for one in seeds(results, "certificates", f"{key}/floor-{floor}")]
                  for floor in FLOORS]  # fmt: skip
@@ -77,26 +81,41 @@ def prices(results: Any) -> Any:
 
 def people(results: Any) -> Any:
     """Tones and genders, by what the reference had seen."""
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="tight")
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     titles = {"saw every style": "people/english", "saw no tones": "people/toneless"}
     for axes, column in zip(panels, ("tone", "gender"), strict=True):
         arms = [(title, groups(results, key, column)) for title, key in titles.items()]
         if column == "tone":
             arms.append(("saw no tones, floor 0.8", groups(results, "people/toneless/floor-0.8", column)))
         forest(axes, arms, f"{column}, as the corpus labels it")
-    panels[0].legend(fontsize=8, frameon=False, loc="lower right")
+    _legend(figure, panels[0])
+    return figure
+
+
+def training(results: Any) -> Any:
+    """Languages in a run of training: draws of each, plain and under the floor, early and late."""
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 3.4), layout="constrained", sharey=True)
+    for axes, (title, key) in zip(panels, (("plain", "plain"), ("under the floor 0.8", "floor-0.8")), strict=True):
+        rows = results["audits"][f"training/{key}/0"]["columns"]["locale"]["groups"]
+        names = sorted(rows)
+        draws = [rows[name]["draws"] / rows[name]["n"] for name in names]
+        unique = [rows[name]["kept"] / rows[name]["n"] for name in names]
+        axes.bar(names, draws, color=COLOURS[0], label="draws per candidate")
+        axes.bar(names, unique, color=COLOURS[1], width=0.4, label="of which different ones")
+        axes.set(title=title)
+    panels[0].legend(fontsize=8, frameon=False)
     return figure
 
 
 def books(results: Any) -> Any:
     """Subjects and kinds: crude, and at equal caption length."""
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="tight")
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for axes, column in zip(panels, ("book", "kind"), strict=True):
         plain = groups(results, "openstax", column)
         equal = {name: [row | {"ratio": row["held"][0][1]} for row in rows] for name, rows in plain.items()}
         held = groups(results, "openstax/floor-0.8", column)
         forest(axes, [("crude", plain), ("at equal caption length", equal), ("floor 0.8, crude", held)], column)
-    panels[0].legend(fontsize=8, frameon=False, loc="lower right")
+    _legend(figure, panels[0])
     return figure
 
 
@@ -106,7 +125,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=HERE)
     args = parser.parse_args()
     results = json.loads(args.results.read_text())
-    for draw in (locales, prices, people, books):
+    for draw in (locales, prices, people, training, books):
         draw(results).savefig(args.to / f"{draw.__name__}.png", dpi=90)
 
 

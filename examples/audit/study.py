@@ -1,8 +1,9 @@
 """Who is left out of real pools, and what a policy changes: emoji in twelve languages, of people, textbook figures.
 
     python examples/audit/study.py DATA RUNS multilingual --seeds 0 1 2
+    python examples/audit/study.py DATA RUNS copies --seeds 0 1 2
     python examples/audit/study.py DATA RUNS people --seeds 0 1 2
-    python examples/audit/study.py DATA RUNS openstax --seeds 0 1
+    python examples/audit/study.py DATA RUNS openstax --seeds 0 1 2
     python examples/audit/study.py DATA RUNS training --seeds 0
 
 Each part trains its small reference, scores its pool, keeps 20 %, audits what was kept, draws again under the policies
@@ -22,7 +23,7 @@ from typing import Any, Final
 
 import pools
 import torch
-from found import Results, audited, certified
+from found import Results, agreement, audited, certified
 from tables import FLOORS
 
 import curate
@@ -130,6 +131,15 @@ def _scored(at: Bench, pool: str) -> Path:
     return scored(at, pool, "english", learner=str(learner))
 
 
+def copies(at: Bench) -> None:
+    """The multilingual pool without near-duplicates: who is taken for a copy of whom?"""
+    pool, target = f"multilingual-{at.seed}", at.run("copies")
+    output, key = _scored(at, pool), "copies/near"
+    if not at.results.has("audits", f"{key}/{at.seed}"):
+        curate.select(output, to=target, criterion="easy-reference", deduplicate="near", **ONE)
+    look(at, target, pool, key, columns=("tone", "near-duplicates", "style", "english"))
+
+
 def people(at: Bench) -> None:
     """English captions; references that saw every style, and only styles without skin tones."""
     options: dict[str, Any] = {"columns": ("tone", "gender", "style", "subject", "default")}
@@ -137,6 +147,7 @@ def people(at: Bench) -> None:
         output = scored(at, "english", held)
         look(at, output, "english", f"people/{held}", policy="tones.yaml", intersect=("tone,gender",), **options)
         look(at, output, None, f"people/{held}/mentions", columns=("gender", "age", "identity"))
+        at.results.add("agreement", held, agreement(output, at.pool("english") / "labels.csv"))
         target = drawn(at, output, "english", f"people/{held}/floor-0.8", POLICIES / "tones.yaml")
     look(at, target, "english", "people/toneless/floor-0.8", policy="tones.yaml", **options)
 
@@ -170,7 +181,7 @@ def training(at: Bench) -> None:
 
 
 PARTS: Final[dict[str, Callable[[Bench], None]]] = {
-    "multilingual": multilingual, "people": people, "openstax": openstax, "training": training,
+    "multilingual": multilingual, "copies": copies, "people": people, "openstax": openstax, "training": training,
 }  # fmt: skip
 
 

@@ -44,8 +44,8 @@ def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 
 def span(values: Sequence[float], form: str = "{:.2f}") -> str:
     """Mean, and least to most where there are several."""
-    mean = form.format(fmean(values))
-    return mean if len(values) < 2 else f"{mean} [{form.format(min(values))}, {form.format(max(values))}]"
+    mean, least, most = (form.format(one) for one in (fmean(values), min(values), max(values)))
+    return mean if least == most else f"{mean} [{least}, {most}]"
 
 
 def ratio(value: Sequence[float | None] | None) -> str:
@@ -100,6 +100,23 @@ def over_seeds(results: Results, keys: dict[str, str], column: str) -> str:
     return table(("group", "n", *heads), rows())
 
 
+def by_seed(results: Results, keys: dict[str, str], column: str) -> str:
+    """The ratio of each group, seed by seed, for several audits; in bold where it was flagged."""
+    every = [groups(results, key, column) for key in keys.values()]
+
+    def rows() -> Iterator[Sequence[str]]:
+        for name, own in every[0].items():
+            rows = [found[name] for found in every]
+            yield (name, f"{own[0]['n']:,}", *(", ".join(map(_marked, one)) for one in rows))
+
+    return table((column, "n", *(f"{title}, by seed" for title in keys)), rows())
+
+
+def _marked(row: dict[str, Any]) -> str:
+    value = "-" if row["ratio"] is None else f"{row['ratio'][0]:.2f}"
+    return value if row["level"] in ("untested", "not detected") else f"**{value}**"
+
+
 def prices(results: Results, keys: dict[str, str]) -> str:
     """What floors cost: score given up of the plain draw's, and groups that were short."""
 
@@ -136,6 +153,32 @@ def audits(results: Results) -> str:
     return table(("audit/seed", "pool", "selected", "tests", "flags", "random: flags", "policy, floor 0.8"), rows())
 
 
+def agreement(results: Results) -> str:
+    """What the corpus's label of gender says, against what captions mention."""
+    found = results["agreement"]["english"]
+    said = sorted({name for row in found.values() for name in row})
+    rows = ((label, *(f"{row.get(name, 0):,}" for name in said)) for label, row in found.items())
+    return table(("label", *said), rows)
+
+
+def training(results: Results) -> str:
+    """Languages in a training run: unique pairs, how often they were drawn, early against late."""
+    keys = ("training/plain", "training/floor-0.8")
+
+    def rows() -> Iterator[Sequence[str]]:
+        plain, held = (results["audits"][f"{key}/0"]["columns"]["locale"]["groups"] for key in keys)
+        for name, row in plain.items():
+            cells = [
+                text
+                for one in (row, held[name])
+                for text in (f"{one['kept']:,}", f"{one['draws']:,}", ratio(one["ratio"]), ratio(one["late"][2]))
+            ]
+            yield (name, f"{row['n']:,}", *cells)
+
+    each = ("unique", "draws", "ratio to the rest", "late to early")
+    return table(("locale", "n", *each, *(f"{text}, floor 0.8" for text in each)), rows())
+
+
 def references(results: Results) -> str:
     """Recall at one of the references, over seeds."""
     held = dict.fromkeys(name.rpartition("/")[0] for name in results["references"])
@@ -152,6 +195,8 @@ def references(results: Results) -> str:
 MULTILINGUAL: Final = {"learnability": "multilingual/learnability", "easy-reference": "multilingual/easy-reference"}
 HELD: Final = {f"{name}, floor 0.8": f"{key}/floor-0.8" for name, key in MULTILINGUAL.items()}
 PEOPLE: Final = {"saw every style": "people/english", "saw no tones": "people/toneless"}
+MENTIONS: Final = {name: f"{key}/mentions" for name, key in PEOPLE.items()}
+BOOKS: Final = {"plain": "openstax", "floor 0.8": "openstax/floor-0.8"}
 TABLES: Final[dict[str, Callable[[Results], str]]] = {
     "references": references,
     "audits": audits,
@@ -159,12 +204,18 @@ TABLES: Final[dict[str, Callable[[Results], str]]] = {
     "locales": lambda found: over_seeds(found, MULTILINGUAL | HELD, "locale"),
     "scripts": lambda found: one_audit(found, "multilingual/learnability", ("english", "caption script")),
     "prices": lambda found: prices(found, MULTILINGUAL),
+    "copies": lambda found: by_seed(found, MULTILINGUAL | {"without near copies": "copies/near"}, "near-duplicates"),
+    "learnable": lambda found: by_seed(found, MULTILINGUAL | {"without near copies": "copies/near"}, "tone"),
     "tones": lambda found: over_seeds(found, PEOPLE | {"no tones, floor 0.8": "people/toneless/floor-0.8"}, "tone"),
     "genders": lambda found: over_seeds(found, PEOPLE, "gender"),
-    "crossed": lambda found: over_seeds(found, PEOPLE, "tone and gender"),
+    "crossed": lambda found: over_seeds(found, PEOPLE, "tone & gender"),
     "defaults": lambda found: one_audit(found, "people/english", ("default",)),
-    "mentions": lambda found: one_audit(found, "people/english/mentions", ("gender", "age")),
+    "agreement": agreement,
+    "mentions": lambda found: over_seeds(found, MENTIONS, "gender"),
+    "training": training,
     "books": lambda found: one_audit(found, "openstax", ("book", "kind")),
+    "kinds": lambda found: over_seeds(found, BOOKS, "kind"),
+    "subjects": lambda found: over_seeds(found, BOOKS, "book"),
 }
 
 

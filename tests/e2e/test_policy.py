@@ -102,19 +102,31 @@ def test_disjoint_floors_and_ceilings_are_kept_at_every_draw(plain: Path, ruled:
     check_run(ruled)
 
 
-def test_a_group_that_only_one_super_batch_has_gets_its_count(
-    run: Callable[..., Any], labels: Path, tmp_path: Path
+@pytest.mark.parametrize("shard", ["0", "1", "2"])
+@pytest.mark.parametrize("asked", [{"min_count": 7}, {"min_share": 0.28}])
+def test_a_group_that_only_one_super_batch_has_gets_what_it_is_owed(
+    plain: Path, tmp_path: Path, shard: str, asked: dict[str, float]
 ) -> None:
-    """A minimum count or share is owed by the draws whose candidates are in the group, whenever they come."""
-    for shard in ("0", "1", "2"):
-        for n, asked in enumerate(({"min_count": 7}, {"min_share": 0.3})):
-            output = tmp_path / f"out{shard}{n}"
-            path = write_policy(tmp_path / "p.yaml", {"shard": {shard: asked}})
-            run(output, policy=path, labels=labels, super_batch=40)
-            certificate = certificate_of(output)
-            least = 7 if n == 0 else 8  # of 24
-            assert certificate["groups"][0]["C"] >= least
-            assert certificate["draws_with_conflict"] == 0
+    """Ten samples of one shard are owed seven of the 24 that are drawn, whether their super-batch is first or last."""
+    labels = write_labels(tmp_path / "l.csv", {"few": lambda n: str(n // 40) if n % 4 == 0 else "no"})
+    path = write_policy(tmp_path / "p.yaml", {"few": {shard: asked}})
+    options: dict[str, Any] = {"to": tmp_path / "out", "super_batch": 40, "policy": path, "labels": labels}
+    result = curate.select(plain, engine="inline", **options)
+    assert result.certificate is not None
+    assert [row["C"] for row in result.certificate["groups"]] == [7]
+    assert result.certificate["draws_with_conflict"] == 0
+
+
+def test_a_count_is_spread_over_the_super_batches_that_have_its_group(plain: Path, tmp_path: Path) -> None:
+    """Fourteen owed to ten samples each of two shards: seven of either, though the first draw could give eight."""
+    labels = write_labels(tmp_path / "l.csv", {"few": lambda n: str(n < 80 and n % 4 == 1)})
+    path = write_policy(tmp_path / "p.yaml", {"few": {"True": {"min_count": 14}}})
+    curate.select(plain, to=tmp_path / "out", super_batch=40, policy=path, labels=labels, engine="inline")
+    few = [
+        sum(int(row["key"]) < 80 and int(row["key"]) % 4 == 1 for row in rows)
+        for rows in rows_in_turn(tmp_path / "out")
+    ]
+    assert sorted(few) == [0, 7, 7]
 
 
 def test_a_policy_that_does_not_bind_changes_nothing(

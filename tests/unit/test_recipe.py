@@ -226,6 +226,14 @@ def test_without_scoring_training_draws_from_the_pool() -> None:
     assert second.options["write_shards"] == "/out/round-2/chosen"
 
 
+def test_a_policy_of_the_training_is_handed_on() -> None:
+    """`train.policy`, `train.labels` and `train.on` are those of `curate train`; a round without them has none."""
+    text = "train: {policy: p.yaml, labels: l.csv, on: uid}"
+    given = [(o["policy"], o["labels"], o["on"]) for o in options(text, "train")]
+    assert given == [("p.yaml", "l.csv", "uid")] * 2
+    assert not {"policy", "labels", "on"} & set(options("train: {}", "train")[0])
+
+
 def test_a_fitted_reference_comes_first() -> None:
     """`reference.train` is a part of its own, and what it leaves is the reference of every round."""
     text = "schema: 1\noutput: o\nshards: a\nreference: {train: {shards: c/, steps: 3}}\n"

@@ -26,6 +26,7 @@ _PUBLIC = {
     "PathFeedforward": ("curate.feedforward.path", "PathFeedforward"),
     "SelectionView": ("curate.loaders.view", "SelectionView"),
     "SubBatches": ("curate.loaders.subbatches", "SubBatches"),
+    "audit": ("curate.pipelines.auditing", "audit"),
     "demo": ("curate.pipelines.demonstration", "demo"),
     "doctor": ("curate.examination", "examine"),
     "evaluate": ("curate.evaluation.measure", "evaluate"),

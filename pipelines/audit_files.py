@@ -17,12 +17,12 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.audit.assembling import Assembled
-from curate.audit.columns import Column, shown
-from curate.audit.files import assignments_table, groups_table
-from curate.audit.outcome import Audit
-from curate.audit.report import drawn, fetch, medoids, render_report
-from curate.audit.report.figures import figures_of
+from curate.auditing.assembling import Assembled
+from curate.auditing.columns import Column, shown
+from curate.auditing.files import assignments_table, groups_table
+from curate.auditing.outcome import Audit
+from curate.auditing.report import drawn, fetch, medoids, render_report
+from curate.auditing.report.figures import figures_of
 from curate.pipelines.audited_pool import AuditedPool
 from curate.policy.certificate import certificate
 from curate.policy.checking import Verdict

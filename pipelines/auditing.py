@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from curate.audit.assembling import along, assemble
-from curate.audit.auditing import audit_columns
-from curate.audit.columns import Column, LabelError, shown
-from curate.audit.concepts import concepts_of
-from curate.audit.foreign import read_foreign
-from curate.audit.lexicons import SETS
-from curate.audit.own_columns import COPIES
-from curate.audit.request import CAPTION_LENGTH, AuditRequest
-from curate.audit.sentences import findings
+from curate.auditing.assembling import along, assemble
+from curate.auditing.audit import audit_columns
+from curate.auditing.columns import Column, LabelError, shown
+from curate.auditing.concepts import concepts_of
+from curate.auditing.foreign import read_foreign
+from curate.auditing.lexicons import SETS
+from curate.auditing.own_columns import COPIES
+from curate.auditing.request import CAPTION_LENGTH, AuditRequest
+from curate.auditing.sentences import findings
 from curate.errors import UsageError
 from curate.pipelines.audit_files import Audited, AuditResult, write_audit
 from curate.pipelines.audited_pool import AuditedPool, Running, read_selection

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from curate.audit.outcome import Audit, GroupRow
+from curate.auditing.outcome import Audit, GroupRow
 from curate.demonstration.corpus import Corpus
 from curate.demonstration.labels import LABELS
 from curate.pipelines.audit_files import AuditResult

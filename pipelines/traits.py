@@ -19,8 +19,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.audit.columns import shown
-from curate.audit.traits import FIELD, TEXT, TraitSettings, caption_reader, facts_of, with_facts
+from curate.auditing.columns import shown
+from curate.auditing.traits import FIELD, TEXT, TraitSettings, caption_reader, facts_of, with_facts
 from curate.errors import VerificationError
 from curate.formats.datacomp import checked_uid
 from curate.images.decode import ImageRejected

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from curate.audit.assembling import Assembled, assemble
-from curate.audit.labels import label_values
-from curate.audit.lexicons import SETS
-from curate.audit.request import CAPTION_LENGTH, AuditRequest
-from curate.audit.traits import FIELD, caption_reader, facts_of
+from curate.auditing.assembling import Assembled, assemble
+from curate.auditing.labels import label_values
+from curate.auditing.lexicons import SETS
+from curate.auditing.request import CAPTION_LENGTH, AuditRequest
+from curate.auditing.traits import FIELD, caption_reader, facts_of
 from curate.marked_yaml import suggestion
 from curate.policy.given import GivenPolicy
 from curate.policy.memberships import Grouped, members_of

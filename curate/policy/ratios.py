@@ -14,9 +14,9 @@ from typing import Final
 
 import numpy as np
 
-from curate.audit.disparity import ratios
-from curate.audit.power import reach
-from curate.audit.rates import Counts
+from curate.auditing.disparity import ratios
+from curate.auditing.power import reach
+from curate.auditing.rates import Counts
 from curate.evaluation.interval import wilson
 
 LEVEL: Final = 0.05  # of the test whose reach is asked; a policy's criteria are declared, so each stands alone

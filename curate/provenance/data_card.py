@@ -1,7 +1,7 @@
 """`README.md` of a written dataset: what it is, where it came from, whom it may leave out, and what nobody knows.
 
 The front matter is what the Hugging Face hub and `datasets` read: which files are the data, and that the licence is not
-known. Nothing here is a verdict; wording as in `curate.audit.sentences`.
+known. Nothing here is a verdict; wording as in `curate.auditing.sentences`.
 """
 
 from __future__ import annotations

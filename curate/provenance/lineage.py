@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from curate.audit.outcome import Audit, as_plain
-from curate.audit.sentences import findings
+from curate.auditing.outcome import Audit, as_plain
+from curate.auditing.sentences import findings
 from curate.run_record import Record
 from curate.storage import canonical_json
 
@@ -20,7 +20,7 @@ MOST_SENTENCES: Final = 60  # the most striking come first; the audit's own file
 class Findings:
     """What an audit said, as far as it is kept with the dataset.
 
-    `sentences` are those of `curate.audit.sentences`, `left_out` how many more there were; `columns` has name, kind,
+    `sentences` are those of `curate.auditing.sentences`, `left_out` how many more there were; `columns` has name, kind,
     provenance, coverage and unknown share of each; `verdict` is that of the policy's check (`Verdict.as_json()`), if
     any; `notes` are further sentences; `report` is where the full report is, relative to the dataset.
     """

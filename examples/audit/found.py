@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pyarrow.parquet as pq
 
-from curate.audit.outcome import ColumnAudit, GroupRow
+from curate.auditing.outcome import ColumnAudit, GroupRow
 from curate.pipelines.auditing import AuditResult
 
 DIGITS: Final = 4

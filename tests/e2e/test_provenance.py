@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import curate
-from curate.audit.auditing import audit_columns
+from curate.auditing.audit import audit_columns
 from curate.provenance import CARDS, Findings, add_findings
 from curate.verification import Check
 from tests.conftest import make_checkpoint

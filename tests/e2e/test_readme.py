@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from curate.audit.lexicons import shipped_lexicons
+from curate.auditing.lexicons import shipped_lexicons
 from curate.cli import app
 from curate.policy.schema import read_policy
 from tests.e2e.pools import check_run, make_pool

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curate.audit.auditing import audit_columns
-from curate.audit.columns import column_of
-from curate.audit.report import drawn, fetch, render_report
+from curate.auditing.audit import audit_columns
+from curate.auditing.columns import column_of
+from curate.auditing.report import drawn, fetch, render_report
 from curate.reporting.page import Section
 from tests.e2e.chromium import Page, browser, chromium
 from tests.making import make_image, make_tar

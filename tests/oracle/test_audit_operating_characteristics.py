@@ -7,16 +7,16 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from curate.audit.auditing import audit_columns
-from curate.audit.clusters_as_units import read_clusters, votes
-from curate.audit.columns import Column
-from curate.audit.disparity import p_values, ratios
-from curate.audit.families import adjust
-from curate.audit.membership import Membership, membership_of
-from curate.audit.placebo import all_tests, random_selection
-from curate.audit.power import reach
-from curate.audit.rates import Counts, count
-from curate.audit.sentences import findings
+from curate.auditing.audit import audit_columns
+from curate.auditing.clusters_as_units import read_clusters, votes
+from curate.auditing.columns import Column
+from curate.auditing.disparity import p_values, ratios
+from curate.auditing.families import adjust
+from curate.auditing.membership import Membership, membership_of
+from curate.auditing.placebo import all_tests, random_selection
+from curate.auditing.power import reach
+from curate.auditing.rates import Counts, count
+from curate.auditing.sentences import findings
 
 # R audits, G groups, N rows of the pool
 

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate import scores
-from curate.audit.assembling import Assembled, along, assemble
-from curate.audit.auditing import audit_columns
-from curate.audit.columns import Column, LabelError
-from curate.audit.request import AuditRequest
-from curate.audit.traits import FIELD, TraitSettings, caption_reader, with_facts
+from curate.auditing.assembling import Assembled, along, assemble
+from curate.auditing.audit import audit_columns
+from curate.auditing.columns import Column, LabelError
+from curate.auditing.request import AuditRequest
+from curate.auditing.traits import FIELD, TraitSettings, caption_reader, with_facts
 from curate.errors import UsageError, VerificationError
 
 CAPTIONS = ["a woman and a dog", "a man", "une femme avec un chapeau", "東京", None, "two women in the park at night"]
@@ -149,7 +149,7 @@ def test_near_duplicates_are_units_of_the_test_and_a_column() -> None:
 
 def test_a_large_pool_is_searched_for_equal_hashes_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where pairs would take minutes copies are those with the same bytes or hash, and a note says so."""
-    monkeypatch.setattr("curate.audit.own_columns.MOST_COMPARED", 5)
+    monkeypatch.setattr("curate.auditing.own_columns.MOST_COMPARED", 5)
     near = bytearray(bytes(32))
     near[0] = 1
     hashes = [bytes(32), bytes(near), bytes(32), *(bytes([n]) * 32 for n in (7, 8, 9))]

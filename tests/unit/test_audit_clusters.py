@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from curate.audit.clusters import default_clusters, embedding_clusters, near_duplicates
+from curate.auditing.clusters import default_clusters, embedding_clusters, near_duplicates
 from curate.errors import UsageError
 
 RNG = np.random.default_rng(5)
@@ -65,7 +65,7 @@ def test_equal_rows_make_no_empty_group() -> None:
 PROGRAM = """
 import hashlib, sys
 import numpy as np
-from curate.audit.clusters import embedding_clusters
+from curate.auditing.clusters import embedding_clusters
 unit = np.random.default_rng(1).standard_normal((3000, 48)).astype(np.float16)
 c = embedding_clusters(unit, clusters=30, seed=int(sys.argv[1]))
 print(hashlib.sha256(c.column.codes_N.tobytes() + c.medoids_K.tobytes() + c.similarity_K.tobytes()).hexdigest())

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from curate.audit.columns import Column
-from curate.audit.disparity import SCREEN, cohens_h, comparable, level_of, p_values, ratios, small
-from curate.audit.families import adjust, sizes
-from curate.audit.membership import membership_of
-from curate.audit.power import reach
-from curate.audit.rates import Counts, count, rate
+from curate.auditing.columns import Column
+from curate.auditing.disparity import SCREEN, cohens_h, comparable, level_of, p_values, ratios, small
+from curate.auditing.families import adjust, sizes
+from curate.auditing.membership import membership_of
+from curate.auditing.power import reach
+from curate.auditing.rates import Counts, count, rate
 from curate.evaluation.interval import wilson
 
 TABLES = [(10, 100, 90, 300), (3, 12, 20, 50), (0, 40, 30, 100), (7, 7, 5, 30), (400, 1000, 3900, 10000), (1, 3, 1, 9)]

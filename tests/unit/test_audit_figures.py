@@ -10,12 +10,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from curate.audit.auditing import audit_columns
-from curate.audit.columns import Column, LabelError
-from curate.audit.membership import as_column, bins
-from curate.audit.outcome import Audit
-from curate.audit.report.chosen import largest, left_out
-from curate.audit.report.figures import figures_of, title_of
+from curate.auditing.audit import audit_columns
+from curate.auditing.columns import Column, LabelError
+from curate.auditing.membership import as_column, bins
+from curate.auditing.outcome import Audit
+from curate.auditing.report.chosen import largest, left_out
+from curate.auditing.report.figures import figures_of, title_of
 from curate.errors import UsageError
 from curate.reporting.page import Figure, Page, Section, render
 

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.audit.assembling import assemble
-from curate.audit.concepts import concepts_of, terms_of
-from curate.audit.foreign import Foreign, read_foreign
-from curate.audit.lexicons import shipped_lexicons
-from curate.audit.request import AuditRequest
-from curate.audit.traits import TraitSettings
+from curate.auditing.assembling import assemble
+from curate.auditing.concepts import concepts_of, terms_of
+from curate.auditing.foreign import Foreign, read_foreign
+from curate.auditing.lexicons import shipped_lexicons
+from curate.auditing.request import AuditRequest
+from curate.auditing.traits import TraitSettings
 from curate.errors import UsageError
 from curate.formats.datacomp import to_npy, uid_array
 
@@ -218,8 +218,8 @@ def test_concepts_of_a_column_are_those_of_a_list(monkeypatch: pytest.MonkeyPatc
     """Also where it is read in pieces, and where only some of its captions are counted."""
     captions = [("red", "green", "blue")[n % 3] + " ball number" for n in range(300)]
     plain = concepts_of(captions)
-    monkeypatch.setattr("curate.audit.concepts._BATCH", 7)
-    monkeypatch.setattr("curate.audit.concepts.COUNTED", 75)
+    monkeypatch.setattr("curate.auditing.concepts._BATCH", 7)
+    monkeypatch.setattr("curate.auditing.concepts.COUNTED", 75)
     pieces = concepts_of(pa.chunked_array([captions[:50], captions[50:]]))
     assert list(plain) == list(pieces) == ["blue", "green", "red"]
     assert all(np.array_equal(plain[word], pieces[word]) for word in plain)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.audit.columns import (
+from curate.auditing.columns import (
     Column,
     LabelError,
     column_of,
@@ -20,8 +20,8 @@ from curate.audit.columns import (
     shown,
     spreadsheet_cell,
 )  # fmt: skip
-from curate.audit.labels import join_labels
-from curate.audit.metadata import (
+from curate.auditing.labels import join_labels
+from curate.auditing.metadata import (
     country_column,
     country_of,
     field_column,

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate.audit.auditing import audit_columns
-from curate.audit.clusters import embedding_clusters
-from curate.audit.columns import Column, LabelError
-from curate.audit.membership import as_column, bins
-from curate.audit.outcome import Audit
-from curate.audit.power import Reach
-from curate.audit.report import Gallery, Strip, Tile, cells, drawn, fetch, medoids, render_report
-from curate.audit.report.figures import figures_of
-from curate.audit.report.tables import MOST_PAIRS, behind_table, draws_table, group_table, overview
-from curate.audit.strata import Ratio
+from curate.auditing.audit import audit_columns
+from curate.auditing.clusters import embedding_clusters
+from curate.auditing.columns import Column, LabelError
+from curate.auditing.membership import as_column, bins
+from curate.auditing.outcome import Audit
+from curate.auditing.power import Reach
+from curate.auditing.report import Gallery, Strip, Tile, cells, drawn, fetch, medoids, render_report
+from curate.auditing.report.figures import figures_of
+from curate.auditing.report.tables import MOST_PAIRS, behind_table, draws_table, group_table, overview
+from curate.auditing.strata import Ratio
 from curate.errors import UsageError
 from curate.originals import GONE, read_originals
 from curate.policy.checking import EXIT_CODES, GroupCheck, Result, Verdict

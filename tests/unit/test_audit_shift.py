@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from curate.audit.association import associations, with_q
-from curate.audit.clusters_as_units import read_clusters
-from curate.audit.columns import Column
-from curate.audit.composition import composition
-from curate.audit.exposures import early_and_late, exposures
-from curate.audit.losses import losses, quantiles
-from curate.audit.membership import Membership, membership_of
-from curate.audit.placebo import placebo, random_selection
-from curate.audit.shrinkage import shrunken
+from curate.auditing.association import associations, with_q
+from curate.auditing.clusters_as_units import read_clusters
+from curate.auditing.columns import Column
+from curate.auditing.composition import composition
+from curate.auditing.exposures import early_and_late, exposures
+from curate.auditing.losses import losses, quantiles
+from curate.auditing.membership import Membership, membership_of
+from curate.auditing.placebo import placebo, random_selection
+from curate.auditing.shrinkage import shrunken
 
 
 def column(*codes: int, groups: int = 2) -> Membership:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from curate.audit.clusters_as_units import read_clusters, votes
-from curate.audit.columns import Column, LabelError
-from curate.audit.label_noise import corrected
-from curate.audit.membership import membership_of
-from curate.audit.rates import Counts
-from curate.audit.strata import Ratio, by_stratum, conditional
+from curate.auditing.clusters_as_units import read_clusters, votes
+from curate.auditing.columns import Column, LabelError
+from curate.auditing.label_noise import corrected
+from curate.auditing.membership import membership_of
+from curate.auditing.rates import Counts
+from curate.auditing.strata import Ratio, by_stratum, conditional
 from curate.errors import UsageError
 
 # Charig et al. 1986: kidney stones treated, small and large; successes and cases of open surgery, then of the other

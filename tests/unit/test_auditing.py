@@ -12,15 +12,15 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from curate.audit.association import Association
-from curate.audit.auditing import audit_columns
-from curate.audit.columns import Column, LabelError
-from curate.audit.membership import as_column, bins, membership_of
-from curate.audit.outcome import Audit
-from curate.audit.placebo import Placebo
-from curate.audit.power import reach
-from curate.audit.sentences import association, chance, finding, findings, flagged
-from curate.audit.strata import Ratio
+from curate.auditing.association import Association
+from curate.auditing.audit import audit_columns
+from curate.auditing.columns import Column, LabelError
+from curate.auditing.membership import as_column, bins, membership_of
+from curate.auditing.outcome import Audit
+from curate.auditing.placebo import Placebo
+from curate.auditing.power import reach
+from curate.auditing.sentences import association, chance, finding, findings, flagged
+from curate.auditing.strata import Ratio
 from curate.errors import UsageError
 
 FORBIDDEN = re.compile(r"\b(?:un)?(?:fair|biased|compliant|fine)\w*|no bias|unfair|discriminat|legal", re.IGNORECASE)

@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 
-from curate.audit.auditing import audit_columns
+from curate.auditing.audit import audit_columns
 from curate.formats.img2dataset import SIDECAR_SCHEMA
 from curate.marked_yaml import parse_yaml
 from curate.policy.certificate import certificate

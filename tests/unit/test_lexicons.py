@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curate.audit.folding import fold, words_of
-from curate.audit.lexicons import SETS, SHIPPED, read_lexicon, shipped_lexicons
-from curate.audit.mentions import MentionReader, read_mentions
+from curate.auditing.folding import fold, words_of
+from curate.auditing.lexicons import SETS, SHIPPED, read_lexicon, shipped_lexicons
+from curate.auditing.mentions import MentionReader, read_mentions
 from curate.errors import UsageError
 from tests.mention_sentences import SENTENCES
 

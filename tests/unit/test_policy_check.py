@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from curate.audit.columns import Column, column_of
+from curate.auditing.columns import Column, column_of
 from curate.errors import UsageError
 from curate.marked_yaml import parse_yaml
 from curate.policy.atoms import atoms_of

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curate.audit.columns import Column, column_of
+from curate.auditing.columns import Column, column_of
 from curate.errors import UsageError
 from curate.marked_yaml import parse_yaml
 from curate.policy.memberships import members_of

@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from curate.audit.folding import fold, words_of
-from curate.audit.languages import Guesser, language_column
-from curate.audit.lexicons import SHIPPED
-from curate.audit.scripts import script_column, script_of
+from curate.auditing.folding import fold, words_of
+from curate.auditing.languages import Guesser, language_column
+from curate.auditing.lexicons import SHIPPED
+from curate.auditing.scripts import script_column, script_of
 from tests.making import data_root
 
 # Locales of the corpus whose guess may be named otherwise: written Cantonese here is in the Chinese script.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from curate.audit.traits import TraitSettings, caption_reader, facts_of, shipped_lists, word_count
+from curate.auditing.traits import TraitSettings, caption_reader, facts_of, shipped_lists, word_count
 from curate.errors import ShardError, VerificationError
 from curate.pipelines import finishing, traits
 from curate.pipelines.engine import Inline, open_engine

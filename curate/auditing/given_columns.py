@@ -1,0 +1,112 @@
+"""The columns that a user names: fields of the samples' json, columns of the pool's table, and what is held fixed.
+
+Text, true and false are groups as they are; of numbers with more than 20 values quantiles are. Confounders may be any
+column whose groups exclude each other, any number, and the length of the caption.
+"""
+
+# N samples of the pool
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from curate.auditing.columns import UNKNOWN, Column, check_group_count, shown
+from curate.auditing.membership import bins
+from curate.auditing.metadata import field_column, ledger_column, quantile_column
+from curate.auditing.request import CAPTION_LENGTH
+from curate.auditing.traits import FIELD
+from curate.errors import UsageError
+
+MOST_NUMBERS: Final = 20  # more different numbers than these are put into quantiles
+STRATA: Final = 5
+
+Labels = NDArray[np.object_]
+
+
+def json_column(texts_N: pa.ChunkedArray, name: str) -> Column:
+    """A json field, each value as JSON text. Errors: UsageError above 1,000 groups."""
+    encoded = texts_N.combine_chunks().dictionary_encode()
+    code_N = encoded.indices.fill_null(UNKNOWN).to_numpy(zero_copy_only=False)
+    values = [json.loads(text) for text in encoded.dictionary.to_pylist()]
+    provenance = f"{shown(name.removeprefix(FIELD))!r} in the samples' json"
+    if len(values) > MOST_NUMBERS and all(_is_number(value) for value in values):
+        number_N = np.array([*map(_as_float, values), np.nan])[code_N]
+        return quantile_column(number_N, name=name, provenance=provenance)
+    check_group_count(name, len(values))
+    return field_column(np.array([*values, None], object)[code_N].tolist(), name=name, provenance=provenance)
+
+
+def table_column(rows: pa.Table, name: str, table: str) -> Column:
+    """A column of the pool's table, which is called `table`. Errors: as `metadata.ledger_column`."""
+    kind = rows[name].type
+    if pa.types.is_dictionary(kind) or pa.types.is_large_string(kind):
+        rows = rows.select([name]).set_column(0, name, rows[name].cast(pa.string()))
+    return dataclasses.replace(ledger_column(rows, name), provenance=f"{shown(name)!r} in {table}")
+
+
+def strata_of(
+    confounders: Sequence[str], columns: Mapping[str, Column], traits: pa.Table, rows: pa.Table
+) -> tuple[dict[str, Labels], list[str]]:
+    """Confounder -> a label per row, None where it is not known; and notes on those that the pool knows nothing of.
+
+    A name may be written with "_" for " ". Errors: UsageError for one that is nowhere, or whose groups overlap.
+    """
+    strata: dict[str, Labels] = {}
+    notes: list[str] = []
+    for asked in confounders:
+        spaced = asked.replace("_", " ")
+        name = asked if asked in columns else spaced if spaced in (*columns, CAPTION_LENGTH) else asked
+        labels_N = _stratum(name, columns, traits, rows)
+        if labels_N is None:
+            notes.append(f"{shown(name)} could not be held fixed: nothing is known of it in this pool")
+        else:
+            strata[shown(name)] = labels_N
+    return strata, notes
+
+
+def _stratum(name: str, columns: Mapping[str, Column], traits: pa.Table, rows: pa.Table) -> Labels | None:
+    if shown(name) in columns:
+        return _labels(columns[shown(name)])
+    if name == CAPTION_LENGTH:
+        return _binned(traits["words"])
+    field = FIELD + name.removeprefix(FIELD)
+    if field in traits.column_names and traits[field].null_count < len(traits):
+        return _labels(json_column(traits[field], name))
+    if name not in rows.column_names:
+        there = ", ".join([*columns, CAPTION_LENGTH])
+        raise UsageError(f"--confounder {shown(name)!r}: no column of that name; there are: {there}")
+    kind = rows[name].type
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return _binned(rows[name]) if numbers else _labels(table_column(rows, name, "the pool"))
+
+
+def _binned(column: pa.ChunkedArray) -> Labels | None:
+    if column.null_count == len(column):
+        return None
+    return bins(column.cast(pa.float64()).to_numpy(zero_copy_only=False), STRATA)
+
+
+def _labels(column: Column) -> Labels:
+    if column.codes_N is None:
+        raise UsageError(
+            f"--confounder {column.name!r}: its groups overlap, and strata exclude each other; name a column of labels"
+        )
+    return np.array([*column.names, None], object)[column.codes_N]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return float("nan")

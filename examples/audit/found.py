@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from curate.auditing.outcome import ColumnAudit, GroupRow
 from curate.pipelines.auditing import AuditResult
 
-DIGITS: Final = 4
+DIGITS: Final = 3  # what the tables show, and one more
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Results:
 
 
 def _lines(found: dict[str, Any]) -> str:
-    return ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(found.items()))
+    return ",\n".join(f" {json.dumps(key)}: {json.dumps(value, separators=(',', ':'), ensure_ascii=False)}" for key, value in sorted(found.items()))
 
 
 def audited(result: AuditResult) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def audited(result: AuditResult) -> dict[str, Any]:
         "duplicate_clusters": found.duplicate_clusters,
         "flags": found.flags,
         "tests": found.placebo.tests,
-        "random": list(found.placebo.flags),
+        "random": [min(found.placebo.flags), max(found.placebo.flags)],  # flags of 20 random selections
         "verdict": None if result.verdict is None else result.verdict.result,
         "checks": {} if result.verdict is None else {row.group: row.result for row in result.verdict.groups},
         "columns": {column.name: _column(column) for column in found.columns},
@@ -95,12 +95,11 @@ def _column(column: ColumnAudit) -> dict[str, Any]:
 
 def _row(row: GroupRow) -> dict[str, Any]:
     when = row.early_late
-    return {
+    found: dict[str, Any] = {
         "n": row.pool,
         "kept": row.selected,
         "rate": _three(row.rate),
         "ratio": _three(row.ratio),
-        "rows": _short(row.ratio_of_rows),
         "q": None if row.q is None else float(f"{row.q:.2g}"),
         "level": row.level,
         "sees": [_short(row.could_see.below), _short(row.could_see.above)],
@@ -109,6 +108,7 @@ def _row(row: GroupRow) -> dict[str, Any]:
         "draws": None if row.exposures is None else row.exposures.exposures,
         "late": None if when is None else [when.early, when.late, _three(when.ratio), _short(when.q)],
     }
+    return {name: value for name, value in found.items() if value is not None or name in ("rate", "ratio", "q")}
 
 
 def _three(value: Any) -> list[float | None] | None:

@@ -94,7 +94,7 @@ def run_there(unpacked: Path, cwd: Path, *arguments: str) -> str:
 def test_the_wheel_carries_the_three_floors_as_one_package(built: Built) -> None:
     """Modules, word lists, templates and C++ sources are under curate/, nothing else is, no `kernels` is at the top."""
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "curate").rglob("*.py")} | {"curate/py.typed"}
-    data = [path for kind in ("*.yaml", "*.html", "*.css") for path in (ROOT / "curate").rglob(kind)]
+    data = [path for kind in ("*.yaml", "*.html", "*.css", "*.js") for path in (ROOT / "curate").rglob(kind)]
     expected |= {path.relative_to(ROOT).as_posix() for path in data}
     carried = [path for floor in ("kernels", "pipelines") for path in (ROOT / floor).rglob("*.py")]
     carried += [path for kind in ("*.cpp", "*.hpp", "README.md") for path in (ROOT / "kernels").rglob(kind)]

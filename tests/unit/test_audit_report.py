@@ -282,7 +282,7 @@ def test_pictures_are_encoded_anew(tmp_path: Path) -> None:
 
 
 def test_many_groups_stay_whole() -> None:
-    """A thousand groups: flagged first, not known last, every one with a row; pairs beyond 200 are counted."""
+    """A thousand groups: flagged first, not known last, every one with a row, none set against words."""
     codes_N = np.arange(20000) % 1001
     labels = [None if code == 1000 else f"g{code}" for code in codes_N.tolist()]
     selected_N = (np.arange(20000) // 1001) % 4 == 0
@@ -293,8 +293,15 @@ def test_many_groups_stay_whole() -> None:
     rows = group_table(audit.columns[0]).rows
     assert len(rows) == 1001
     assert (rows[0][0].main, rows[-1][0].main) == ("g500", "unknown")
-    text = render_report(audit, title="A")
-    assert f"The {MOST_PAIRS} pairs with the smallest q; the other 1,800" in text
+    assert not audit.associations
+
+
+def test_pairs_beyond_two_hundred_are_counted() -> None:
+    """Ninety groups and three words are 270 pairs."""
+    codes_N, selected_N = np.arange(18000) % 90, np.arange(18000) % 4 == 0
+    words = {f"w{k}": (np.arange(18000) // 90) % 7 == k for k in range(3)}
+    audit = audit_columns({"c": codes_N}, selected_N, concepts=words, placebos=0)
+    assert f"The {MOST_PAIRS} pairs with the smallest q; the other 70" in render_report(audit, title="A")
 
 
 def test_findings_beyond_twelve_are_counted() -> None:

@@ -1,14 +1,16 @@
-"""Prove a certificate: every count of it made anew from the ledger and the stored memberships, none taken on trust.
+"""The certificate of a run's draws, and its proof.
 
-Counted are the candidates that could be drawn and those that were, shard by shard. What a draw gave up (its price) and
-the conflicts of single draws are not drawn again. Reads the ledger and the memberships once.
+Made it is from the receipts of the draws, so that a resumed run writes the same. Proved it is twice: every count is
+made anew from the ledger and the stored memberships, and the whole from the receipts; what a draw gave up (its price)
+and the conflicts of single draws are not drawn again. Reads the ledger and the memberships once.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,13 +20,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from curate import scores
 from curate.errors import VerificationError
 from curate.ledger import ledger_files
-from curate.policy.certificate import rows_of_run
+from curate.policy.certificate import MOST_CONFLICTS, certificate, rows_of_run
 from curate.policy.given import pinned_policy
+from curate.policy.price import Price
 from curate.policy.quotas import State
+from curate.policy.schema import Bounds
+from curate.receipts import Receipt, Store
 from curate.run_record import RunRecord, run_path
-from curate.storage import file_digest
+from curate.storage import file_digest, readable_json
 
 # N candidates of a shard, G groups of the policy
 
@@ -32,8 +38,49 @@ CERTIFICATE: Final = "certificate.json"
 _DRAWABLE: Final = ("selected", "not-selected")
 
 
-def check_certificate(output: Path, record: RunRecord) -> str:
-    """What was proved, in words. Errors: VerificationError saying what differs; OSError or ValueError for no file."""
+def certificate_of(output: Path, record: RunRecord, selected: Sequence[Receipt]) -> dict[str, Any] | None:
+    """The certificate of these draws, as they are counted in their receipts; None without a policy."""
+    settings = record.settings.select
+    if settings is None or settings.policy is None:
+        return None
+    policy = pinned_policy(settings.policy, run_path(output)).policy
+    drawn = [(receipt.facts["super_batch"], receipt.facts["policy"]) for receipt in selected]
+    state = State.from_json(drawn[-1][1]["state"]) if drawn else State.empty(policy.bounds)
+    prices = [Price(*facts["price"]) for _, facts in drawn if facts["price"] is not None]
+    in_conflict = [(number, facts["conflict"]) for number, facts in drawn if facts["conflict"]]
+    found = certificate(policy, state, conflicts=[text for _, text in in_conflict], price=_sum(prices))
+    found["sub_batches_with_conflict"] = [
+        {"sub_batch": number, "conflict": text} for number, text in in_conflict[:MOST_CONFLICTS]
+    ]
+    return found | {"price_unit": settings.criterion} | _made_of(Store.of(output), drawn)
+
+
+def _sum(prices: Sequence[Price]) -> Price | None:
+    if not prices:
+        return None
+    total = prices[0]
+    for price in prices[1:]:
+        total += price
+    return total
+
+
+def _made_of(store: Store, drawn: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+    """Which file the groups were counted by, and what it says of their columns."""
+    if not drawn:
+        return {"memberships": None, "columns": []}
+    sha256 = drawn[0][1]["memberships"]
+    name = f"policy/{sha256[:32]}.parquet"
+    return {
+        "memberships": {"file": f"_curate/{name}", "sha256": sha256},
+        "columns": scores.read_facts(store.root / name)["columns"],
+    }
+
+
+def check_certificate(output: Path, record: RunRecord, units: Sequence[str]) -> str:
+    """What was proved, in words; `units` are the finished run's, in order.
+
+    Errors: VerificationError saying what differs; OSError or ValueError for no file.
+    """
     assert record.settings.select is not None
     assert record.settings.select.policy is not None
     said: dict[str, Any] = json.loads((output / CERTIFICATE).read_bytes())
@@ -46,13 +93,29 @@ def check_certificate(output: Path, record: RunRecord) -> str:
     for name, value in found.items():
         if said[name] != value:
             raise VerificationError(f"{CERTIFICATE}, {name}: it says {_first(said[name], value)}")
+    _as_drawn(output, record, units, said)
     return f"{len(found['groups'])} groups counted again: {state.chosen:,} chosen of {state.pool:,}"
+
+
+def _as_drawn(output: Path, record: RunRecord, units: Sequence[str], said: Mapping[str, Any]) -> None:
+    """Compare with the receipts what no count tells: memberships, conflicts, prices."""
+    there = {receipt.unit: receipt for receipt in Store.of(output).receipts("selection")}
+    wanted = [unit for unit in units if unit.startswith("selection-")]
+    gone = [unit for unit in wanted if unit not in there]
+    if gone:
+        raise VerificationError(f"{CERTIFICATE}: the receipts of {len(gone)} of its {len(wanted)} draws are gone")
+    made = certificate_of(output, record, [there[unit] for unit in wanted])
+    found: dict[str, Any] = json.loads(readable_json(made))
+    for name in sorted({*said, *found}):
+        if said.get(name) != found.get(name):
+            raise VerificationError(f"{CERTIFICATE}, {name}: the receipts of its draws say {found.get(name)}")
 
 
 def check_teed_certificate(output: Path, shards: Sequence[str]) -> str:
     """As `check_certificate`, of the shards that a training wrote: members are counted again, pair by pair.
 
-    Whom the training looked at and did not choose is not written, so candidates are taken on trust.
+    Whom the training looked at and did not choose is not written, so candidates are taken on trust, and so are prices
+    and conflicts; bounds are reckoned again from them.
     """
     said: dict[str, Any] = json.loads((output / CERTIFICATE).read_bytes())
     members = _memberships(output, said)
@@ -72,20 +135,40 @@ def check_teed_certificate(output: Path, shards: Sequence[str]) -> str:
         count = pc.sum(taken[str(group)]).as_py() or 0
         if row["C"] != count:
             raise VerificationError(f"{CERTIFICATE}, {row['group']}: it says {row['C']}, counted again {count}")
+    bounds, pool_G, chosen_G = _bounds_of(said["policy"]), *(tuple(row[name] for row in groups) for name in "nC")
+    state = State(tuple(bound.name for bound in bounds), pool_G, chosen_G, said["candidates"], len(chosen), said["draws"])
+    rows = [asdict(row) for row in rows_of_run(bounds, state)]
+    if rows != groups:
+        raise VerificationError(f"{CERTIFICATE}, groups: it says {_first(groups, rows)}")
     return f"{len(groups)} groups counted again among {len(chosen):,} pairs that were trained on"
+
+
+def _bounds_of(policy: Mapping[str, Any]) -> list[Bounds]:
+    """The bounds of a policy as `Policy.as_json` writes it."""
+    return [
+        Bounds(
+            f"{column['column']}={group['name']}",
+            *(Fraction(str(group[name])) if name in group else None for name in ("min_ratio", "max_ratio", "min_share")),
+            group.get("min_count"),
+        )
+        for column in policy["columns"]
+        for group in column["groups"]
+    ]  # fmt: skip
 
 
 def _counted(output: Path, said: dict[str, Any], names: tuple[str, ...]) -> State:
     """Candidates, chosen and sub-batches per group, from ledger and memberships."""
-    if said["memberships"] is None:
-        return State(names, (0,) * len(names), (0,) * len(names))
-    members = _memberships(output, said)
+    members = None if said["memberships"] is None else _memberships(output, said)
     pool_G, chosen_G = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
     pool = chosen = 0
     batches: set[int] = set()
     for file in ledger_files(output):
         rows = pq.read_table(file, columns=["sample_id", "ordinal", "reason", "status", "sub_batch"])
         rows = rows.filter(pc.is_in(rows["reason"], value_set=pa.array(_DRAWABLE)))
+        if not len(rows):
+            continue
+        if members is None:
+            raise VerificationError(f"{CERTIFICATE}: it names no memberships, but {len(rows)} samples could be drawn")
         member_NG = _of_shard(members, int(file.stem), rows, len(names))
         kept_N = pc.equal(rows["status"], "kept").to_numpy(zero_copy_only=False).astype(bool)
         pool_G, chosen_G = pool_G + member_NG.sum(0), chosen_G + member_NG[kept_N].sum(0)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -44,12 +44,16 @@ _SEGMENT: Final = re.compile(r"(\d{8,})-(\d{8,})\.parquet")
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a training pinned in `TRAIN.json`: its settings, its input shards and their sha256."""
+    """What a training pinned in `TRAIN.json`: its settings, its input shards and their sha256.
+
+    `models`: role -> identity as JSON, of those that it only read.
+    """
 
     run: Path
     settings: dict[str, Any]
     inputs: tuple[ShardSource, ...]
     digests: tuple[str, ...]
+    models: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,8 @@ def read_training(run: Path) -> Training:
     try:
         value = json.loads(path.read_bytes())
         inputs = tuple(ShardSource(one["url"], one["size"], one["etag"]) for one in value["inputs"])
-        return Training(run, value["settings"], inputs, tuple(one["digest"] for one in value["inputs"]))
+        digests = tuple(one["digest"] for one in value["inputs"])
+        return Training(run, value["settings"], inputs, digests, value.get("models", {}))
     except FileNotFoundError:
         raise UsageError(f"{run}: no training there ({path} is missing); `curate train` makes one") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -93,7 +93,7 @@ def verify(output: str | PathLike[str], *, load: bool = True) -> Verification:
         if record.settings.select is not None and record.settings.select.policy is not None:
             from curate.certified import check_certificate
 
-            steps.append(("certificate", lambda: check_certificate(output, record)))
+            steps.append(("certificate", lambda: check_certificate(output, record, manifest["receipts"])))
     if load:
         from curate.loaders.readers import read_with_open_clip, read_with_webdataset
 
@@ -109,7 +109,7 @@ def _checked(name: str, step: Callable[[], str]) -> Check:
         return Check(name, False, str(mismatch))
     except _Untried as untried:
         return Check(name, None, str(untried))
-    except (OSError, ValueError, KeyError, UsageError, ShardError, VerificationError) as error:
+    except (OSError, ValueError, LookupError, TypeError, UsageError, ShardError, VerificationError) as error:
         return Check(name, False, f"{type(error).__name__}: {error}")
 
 

@@ -3,8 +3,9 @@
     pool read back -> captions read once per shard -> columns assembled -> statistics -> verdict, report, tables
 
 Nothing of the selection enters the columns: clusters are fitted on the whole pool, labels are joined to it. Cost: one
-pass over the shards' captions (no image is decoded but those of the galleries), kept for the next audit; then seconds
-for a hundred thousand samples. Memory: about half a kilobyte a sample, and 2 bytes per embedding number.
+pass over the shards' captions (no image is decoded but those of the galleries, unless a model is asked about them),
+kept for the next audit; then seconds for a hundred thousand samples. Memory: about half a kilobyte a sample, and 2
+bytes per embedding number.
 """
 
 # N rows of the pool
@@ -33,6 +34,7 @@ from curate.errors import UsageError
 from curate.pipelines.audit_files import Audited, AuditResult, write_audit
 from curate.pipelines.audited_pool import AuditedPool, Running, read_selection
 from curate.pipelines.engine import Mode, open_engine
+from curate.pipelines.predicting import predict
 from curate.pipelines.runner import local_output
 from curate.pipelines.traits import read_traits, traits_pass
 from curate.policy.checking import check_selection
@@ -80,6 +82,7 @@ def audit(
     least_match: float = 0.5,
     label_error: Sequence[str] = (),
     lexicon: Sequence[str] = (),
+    attributes: str | PathLike[str] | None = None,
     columns: Sequence[str] = (),
     intersect: Sequence[str] = (),
     confounder: Sequence[str] = (),
@@ -106,8 +109,9 @@ def audit(
     started = time.monotonic()
     path = local_output(output)
     asked = _question(
-        labels=labels, on=on, least_match=least_match, label_error=label_error, lexicon=lexicon, columns=columns,
-        intersect=intersect, confounder=confounder, clusters=clusters, policy=policy, seed=seed,
+        labels=labels, on=on, least_match=least_match, label_error=label_error, lexicon=lexicon,
+        attributes=attributes, columns=columns, intersect=intersect, confounder=confounder, clusters=clusters,
+        policy=policy, seed=seed,
     )  # fmt: skip
     if selected is not None:
         return _audited(*_of_other_tools(path, Path(selected).expanduser(), asked), asked, _required(to), started)
@@ -115,8 +119,12 @@ def audit(
     with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
         pool = read_selection(path, running, quiet=quiet)
         store = Store.of(path if to is None else target)
-        made = traits_pass(Running(running, quiet), store, pool.sources, asked.request.traits)
-    result = _audited(pool, read_traits(store, made), asked, target, started)
+        units = Running(running, quiet)
+        made = traits_pass(units, store, pool.sources, asked.request.traits)
+        guessed = None
+        if asked.request.zero_shot is not None:
+            guessed = predict(units, store.root, path, pool.sources, asked.request.zero_shot, asked.wanted)
+    result = _audited(pool, read_traits(store, made), asked, target, started, guessed)
     if to is None:
         verdict = None if result.verdict is None else result.verdict.as_json()
         report = result.report.relative_to(path / "_curate").as_posix()
@@ -125,6 +133,8 @@ def audit(
 
 
 def _of_other_tools(pool: Path, selected: Path, asked: _Question) -> tuple[AuditedPool, pa.Table]:
+    if asked.request.attributes is not None:
+        raise UsageError("--attributes asks a model about images, and a pool of other tools has none; leave it out")
     found = read_foreign(pool, selected, asked.request.traits)
     return AuditedPool(str(pool), found.rows, found.times_N, (), steps=False, notes=found.notes), found.traits
 
@@ -142,6 +152,7 @@ def _question(
     least_match: float,
     label_error: Sequence[str],
     lexicon: Sequence[str],
+    attributes: str | PathLike[str] | None,
     columns: Sequence[str],
     intersect: Sequence[str],
     confounder: Sequence[str],
@@ -164,6 +175,7 @@ def _question(
         clusters=clusters,
         label_errors=dict(_label_error(text) for text in label_error),
         seed=seed,
+        attributes=None if attributes is None else Path(attributes).expanduser(),
     )
     return _Question(request, tuple(columns), checked, seed)
 
@@ -177,9 +189,16 @@ def _label_error(text: str) -> tuple[str, LabelError]:
     return name, LabelError(sensitivity, specificity)
 
 
-def _audited(pool: AuditedPool, traits: pa.Table, asked: _Question, target: Path, started: float) -> AuditResult:
+def _audited(
+    pool: AuditedPool,
+    traits: pa.Table,
+    asked: _Question,
+    target: Path,
+    started: float,
+    predictions: pa.Table | None = None,
+) -> AuditResult:
     """The statistics of a pool, and the files that hold them."""
-    found = assemble(pool.rows, traits, asked.request, wanted=asked.wanted)
+    found = assemble(pool.rows, traits, asked.request, wanted=asked.wanted, predictions=predictions)
     caption_N = along(pool.rows, traits)["caption"].to_pylist()
     selected_N = pool.times_N > 0
     columns = [column for column in found.columns if asked.shows(column)]

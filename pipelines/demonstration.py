@@ -50,7 +50,7 @@ class Demonstration:
     run: RunResult
     verification: Verification
     noise: NoiseTable
-    repair: Repair
+    repair: Repair | None  # None: the corpus is too small for an audit
     learners: LearnerRace
     sheet: Path
     seconds: dict[str, float]  # stage -> wall time
@@ -64,7 +64,7 @@ class Demonstration:
             "run": self.run.as_json(),
             "verification": self.verification.as_json(),
             "noise": self.noise.as_json(),
-            "audit": self.repair.as_json(),
+            "audit": None if self.repair is None else self.repair.as_json(),
             "learners": self.learners.as_json(),
             "contact_sheet": str(self.sheet),
             "seconds": {stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
@@ -139,19 +139,20 @@ def render_demonstration(result: Demonstration, console: Console) -> None:
     console.print()
     console.print(noise_view(noise))
     console.print()
-    console.print(repair_view(result.repair))
-    console.print()
+    if result.repair is not None:
+        console.print(repair_view(result.repair))
+        console.print()
     lines = [
         f"{counts['in']:,} pairs in: {counts['kept']:,} kept, {counts['dropped']:,} dropped, "
         f"{counts['quarantined']:,} quarantined ({noise.broken_quarantined} of {noise.broken} broken ones).",
         "Time: " + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items()) + ".",
-        *result.repair.lines(),
+        *([] if result.repair is None else result.repair.lines()),
         *result.learners.lines(),
         f"Verified: {_verdict(result.verification)}.",
         f"Look at  {result.sheet}",
         f"Shards   {result.run.output}",
         f"Report   {result.output / 'joint' / 'report.html'}",
-        f"Audit    {result.repair.reports[0]}",
+        *([] if result.repair is None else [f"Audit    {result.repair.reports[0]}"]),
         f"Ask why  curate explain {result.run.output} 000000000",
     ]
     if noise.separation is not None:

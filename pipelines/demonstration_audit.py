@@ -7,10 +7,13 @@ from anew, and the second selection is audited like the first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from pyarrow.csv import read_csv
 
 from curate.auditing.outcome import Audit, GroupRow
 from curate.demonstration.corpus import Corpus
@@ -37,8 +40,9 @@ columns:
     source: labels.csv of the demonstration, language of the caption as planted
     groups:
       - name: caption-de
-        min_share: 0.11
+        min_share: {share:g}
 """
+FEWEST: Final = 10  # samples of the group, below which there is nothing to see and little to ask for
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +103,17 @@ class Repair:
 
 def audit_and_repair(
     corpus: Corpus, selection: Path, path: Path, *, seed: int, workers: int | None, quiet: bool
-) -> Repair:
-    """Audit `selection`, draw again under a policy into PATH/repaired, audit that, and compare."""
+) -> Repair | None:
+    """Audit `selection`, draw again under a policy into PATH/repaired, audit that, and compare.
+
+    The policy asks for nine tenths of the group's share of the pool. None where the corpus is too small to have it.
+    """
+    labels = read_csv(corpus.labels)[COLUMN].to_pylist()
+    if labels.count(PLANTED) < FEWEST:
+        return None
     policy = path / "policy.yaml"
-    replace_file(policy, POLICY.encode())
+    share = math.floor(90 * labels.count(PLANTED) / len(labels)) / 100
+    replace_file(policy, POLICY.format(share=share).encode())
     asked: dict[str, Any] = {
         "labels": corpus.labels, "columns": LABELS, "policy": policy, "seed": seed, "workers": workers, "quiet": quiet,
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 Whatever is known of the pool becomes a column; what is not leaves a note. A name is looked up in the user's labels, in
 the columns that every pool brings along, in the samples' json, in the pool's table; `field:NAME` is always the json's.
-Where labels have the name of a column of ours, ours takes a longer one.
+Where labels or zero-shot attributes have the name of a column of ours, ours takes a longer one.
 """
 
 # N samples of the pool
@@ -25,6 +25,7 @@ from curate.auditing.labels import Match, join_labels
 from curate.auditing.own_columns import CLUSTERS, COPIES, clusters_of, copies_of, own_columns
 from curate.auditing.request import AuditRequest
 from curate.auditing.traits import FIELD, facts_of
+from curate.auditing.zero_shot import predicted_columns
 from curate.errors import UsageError, VerificationError
 
 
@@ -49,13 +50,19 @@ class Assembled:
 
 
 def assemble(
-    rows: pa.Table, traits: pa.Table, request: AuditRequest, *, wanted: Collection[str] | None = None
+    rows: pa.Table,
+    traits: pa.Table,
+    request: AuditRequest,
+    *,
+    wanted: Collection[str] | None = None,
+    predictions: pa.Table | None = None,
 ) -> Assembled:
     """Every column that the pool `rows` and the `traits` of its samples allow, or only those `wanted` by name.
 
     `rows` has sample_id; key or uid for labels; width, height, image_digest and dhash, ref_image (fp16) as far as they
-    are known; and any column that the request names. Errors: UsageError for names that are not there and labels that
-    do not match, VerificationError for samples without traits.
+    are known; and any column that the request names. `predictions` has what a model made of the request's
+    attributes (`curate.auditing.zero_shot`). Errors: UsageError for names that are not there and labels that do not
+    match, VerificationError for samples without traits.
     """
     if not len(rows):
         raise UsageError("the pool is empty: there is nothing to audit")
@@ -68,9 +75,10 @@ def assemble(
         CLUSTERS: lambda: None if clusters is None else clusters.column,
     }
     labelled, match = _labels(rows, request, wanted)
-    columns = {column.name: column for column in labelled}
-    columns |= _named(rows, traits, request, taken={*own}, wanted=wanted)
-    notes = [note for note in (_said(request, match), copies_note, clusters_note) if note]
+    guessed, guess_notes = _predicted(rows, predictions, request, wanted)
+    columns = {column.name: column for column in (*labelled, *guessed)}
+    columns |= _named(rows, traits, request, taken={*own, *request.predicted}, wanted=wanted)
+    notes = [note for note in (_said(request, match), *guess_notes, copies_note, clusters_note) if note]
     for name, make in own.items():
         mine, note = _free(shown(name), columns, mention=name in facts_of(traits).get("sets", {}))
         made = make() if is_wanted(mine) else None
@@ -112,6 +120,14 @@ def _labels(
     return found.columns, found.match
 
 
+def _predicted(
+    rows: pa.Table, predictions: pa.Table | None, request: AuditRequest, wanted: Collection[str] | None
+) -> tuple[tuple[Column, ...], tuple[str, ...]]:
+    if request.zero_shot is None or predictions is None:
+        return (), ()
+    return predicted_columns(request.zero_shot, along(rows, predictions), wanted)
+
+
 def _said(request: AuditRequest, match: Match | None) -> str:
     if match is None or request.labels is None:
         return ""
@@ -124,7 +140,7 @@ def _named(
     """The columns that the request names beside its labels and ours: json fields, then columns of the pool's table."""
     found: dict[str, Column] = {}
     for name in request.columns:
-        if name in taken or name in request.label_columns or (wanted is not None and shown(name) not in wanted):
+        if {name, shown(name)} & {*taken, *request.label_columns} or (wanted is not None and shown(name) not in wanted):
             continue
         field = FIELD + name.removeprefix(FIELD)
         if field in traits.column_names and traits[field].null_count < len(traits):

@@ -2,11 +2,11 @@
 
 Copies are kept or dropped together, so a test that counts rows believes in more evidence than there is (it flags 14 of
 40 groups that nothing happened to). Here a cluster of c rows has c / (1 + (c - 1) rho) votes, shared among its rows:
-one if its rows always fare alike (rho = 1), c if they fare like strangers (rho = 0). With these weights the variance of
-a count under chance is exactly the binomial one, so every test and interval takes votes as it would take rows, and
-where nothing is correlated nothing is lost. rho is the correlation of "selected" within clusters, every cluster
-counting once, at its upper 95 % limit; at least 30 clusters say it for a group, else the pool's is taken, and below 30
-in the pool rho is 1. Cost: a sort of the rows that have duplicates.
+one if its rows always fare alike (rho = 1), c if they fare like strangers (rho = 0). Votes are scaled so that the
+variance of a group's rate under chance is the binomial one, also where groups share clusters: every test and interval
+takes votes as it would take rows, and where nothing is correlated nothing is lost. rho is the correlation of
+"selected" within clusters, every cluster counting once, at its upper 95 % limit; at least 30 clusters say it for a
+group, else the pool's is taken, and below 30 in the pool rho is 1. Cost: a sort of the rows that have duplicates.
 Source of the design effect: Rao and Scott 1992, doi 10.2307/2532311; Donner and Klar 2000.
 """
 

@@ -47,7 +47,8 @@ class Column:
 
     `codes_N` int32: the group of each sample, or -1. `members_NG` bool with `known_N` bool: a sample in no group whose
     row is known is in none; where it is not known, nothing is said. `kind` is "label", "metadata", "mention", "script",
-    "language", "cluster" or "duplicate"; `provenance` says in a sentence where the groups come from.
+    "language", "cluster", "duplicate" or "zero-shot"; `provenance` says in a sentence where the groups come from.
+    `model`: whose predictions the groups are, where they are any's.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Column:
     members_NG: NDArray[np.bool_] | None = None
     known_N: NDArray[np.bool_] | None = None
     label_error: LabelError | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if (self.codes_N is None) == (self.members_NG is None):
@@ -154,10 +156,11 @@ def intersection(columns: Sequence[Column]) -> Column:
         members_NG = members_NG[:, there_G]
     known_N = np.logical_and.reduce([column.is_known for column in columns])
     name, provenance = " & ".join(column.name for column in columns), "; ".join(c.provenance for c in columns)
+    model = " and ".join(dict.fromkeys(column.model for column in columns if column.model)) or None
     if any(column.overlapping for column in columns):
-        return Column(name, "intersection", provenance, names, members_NG=members_NG, known_N=known_N)
+        return Column(name, "intersection", provenance, names, None, members_NG, known_N, model=model)
     codes_N = np.where(known_N, members_NG.argmax(1) if names else UNKNOWN, UNKNOWN).astype(np.int32)
-    return Column(name, "intersection", provenance, names, codes_N)
+    return Column(name, "intersection", provenance, names, codes_N, model=model)
 
 
 def shown(text: str) -> str:

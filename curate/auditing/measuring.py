@@ -62,7 +62,7 @@ def described(one: Measured, pool: Pool, q_G: NDArray[np.float64], rules: Rules)
     rows = [GroupRow(**{name: values[g] for part in parts for name, values in part.items()}) for g in range(len(q_G))]
     return ColumnAudit(
         column.name, column.kind, column.provenance, one.family, column.coverage, column.unknown_share,
-        column.overlapping, mix, tuple(rows),
+        column.overlapping, mix, tuple(rows), column.model,
     )  # fmt: skip
 
 

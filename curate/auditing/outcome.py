@@ -61,7 +61,10 @@ class GroupRow:
 
 @dataclass(frozen=True, slots=True)
 class ColumnAudit:
-    """A column: where its groups come from, how many rows they cover, what its mix became, and its groups."""
+    """A column: where its groups come from, how many rows they cover, what its mix became, and its groups.
+
+    `model` is whose predictions the groups are, None where they are nobody's.
+    """
 
     name: str
     kind: str
@@ -72,6 +75,7 @@ class ColumnAudit:
     overlapping: bool
     composition: Composition | None
     groups: tuple[GroupRow, ...]
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from curate.auditing.attributes import Attributes, read_attributes
 from curate.auditing.columns import LabelError, shown
 from curate.auditing.labels import JOINS, LEAST_MATCH, label_names
 from curate.auditing.lexicons import SETS
@@ -30,10 +31,11 @@ class AuditRequest:
     """`labels`: a CSV or parquet file, joined `on` key, uid or sample_id; fewer matches than `least_match` are refused.
 
     `lexicons`: sets that come along (gender, age, identity) and files; files alone are added to all three, and nothing
-    at all is no mentions. `columns`: of the labels (all of them unless some are named), json fields of the samples,
-    columns of the pool's table; `field:NAME` for a json field that has the name of another column. `intersect`: columns
-    to cross. `confounders`: what is held fixed. `clusters` of the embeddings: None for a number that fits the pool, 0
-    for none. Errors: UsageError, for each of them.
+    at all is no mentions. `attributes`: a file of what a model is asked about the images; none unless one is given.
+    `columns`: of the labels (all of them unless some are named), json fields of the samples, columns of the pool's
+    table; `field:NAME` for a json field that has the name of another column. `intersect`: columns to cross.
+    `confounders`: what is held fixed. `clusters` of the embeddings: None for a number that fits the pool, 0 for none.
+    Errors: UsageError, for each of them.
     Example: `AuditRequest(columns=("license",), lexicons=("gender",))`.
     """
 
@@ -47,6 +49,7 @@ class AuditRequest:
     clusters: int | None = None
     label_errors: Mapping[str, LabelError] = field(default_factory=dict)
     seed: int = 0
+    attributes: Path | None = None
 
     def __post_init__(self) -> None:
         if self.on not in JOINS:
@@ -66,6 +69,9 @@ class AuditRequest:
             raise UsageError(f"{made[0]!r} is what the selection did; its groups cannot show what the selection did")
         self.label_columns  # noqa: B018 - these read the files: bad ones are refused now
         self.traits  # noqa: B018
+        twice = [name for name in map(shown, self.label_columns) if name in self.predicted]
+        if twice:
+            raise UsageError(f"{twice[0]!r} is a column of the labels and of the attributes; rename one of them")
 
     @cached_property
     def traits(self) -> TraitSettings:
@@ -76,7 +82,11 @@ class AuditRequest:
         sets = dict.fromkeys([*(named or (SETS if files else ())), *own])
         lists = (*shipped_lists(), *files)  # for the language of a caption too
         skipped = {*self.label_columns, CAPTION_LENGTH}
-        asked = (name for name in (*self.columns, *self.confounders) if name not in skipped)
+        asked = (
+            name
+            for name in (*self.columns, *self.confounders)
+            if name not in skipped and shown(name) not in self.predicted
+        )
         fields = dict.fromkeys(name.removeprefix(FIELD) for name in asked)
         return TraitSettings(lists, tuple(sets), tuple(fields))
 
@@ -89,6 +99,16 @@ class AuditRequest:
         return tuple(name for name in there if name in self.columns) or tuple(there)
 
     @cached_property
+    def zero_shot(self) -> Attributes | None:
+        """What a model is to be asked about the images."""
+        return None if self.attributes is None else read_attributes(self.attributes)
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """The columns that the model makes of them."""
+        return () if self.zero_shot is None else self.zero_shot.names
+
+    @cached_property
     def digest(self) -> str:
         """sha256 of all this, the bytes of its files included and their places left out."""
         errors = {name: [one.sensitivity, one.specificity] for name, one in sorted(self.label_errors.items())}
@@ -98,6 +118,8 @@ class AuditRequest:
             "intersect": self.intersect, "confounders": self.confounders, "clusters": self.clusters,
             "label_errors": errors, "seed": self.seed,
         }  # fmt: skip
+        if self.zero_shot is not None:
+            value["attributes"] = self.zero_shot.as_json()
         return hashlib.sha256(canonical_json(value)).hexdigest()
 
 

@@ -23,6 +23,10 @@ _SUBJECTS: Final = {
     "duplicate": "samples whose duplicates are {group}",
 }
 _OTHERWISE: Final = "samples with {column} {group}"
+# What a model says of pictures is told as its guess, never as a fact about who or what they show.
+_PREDICTED: Final = "samples that {model} takes for {group}"
+_IN_PART: Final = "samples with {column} {group}, in part as {model} takes them"
+_OPEN: Final = "samples whose {column} {model} leaves open"
 _HOW_LARGE: Final = {
     "detected": "a disparity was detected, within the screening range",
     "detected and large": "detected and large, though its interval reaches into the screening range",
@@ -30,20 +34,26 @@ _HOW_LARGE: Final = {
 }
 
 
-def subject(row: GroupRow, kind: str) -> str:
-    """Who is spoken of. Example: of a caption lexicon's group, "captions that mention women"."""
+def subject(row: GroupRow, kind: str, model: str | None = None) -> str:
+    """Who is spoken of; `model` is whose predictions the groups are.
+
+    Example: of a caption lexicon's group, "captions that mention women".
+    """
+    said = _SUBJECTS.get(kind, _OTHERWISE)
+    if model is not None:
+        said = _IN_PART if kind == "intersection" else _PREDICTED
     if row.is_unknown:
-        return f"samples whose {shown(row.column)} is not known"
-    return _SUBJECTS.get(kind, _OTHERWISE).format(column=shown(row.column), group=shown(row.group))
+        said = _OPEN if model is not None and kind != "intersection" else "samples whose {column} is not known"
+    return said.format(column=shown(row.column), group=shown(row.group), model=shown(model or ""))
 
 
-def finding(row: GroupRow, kind: str = "label") -> str:
+def finding(row: GroupRow, kind: str = "label", model: str | None = None) -> str:
     """One row in a sentence, without a full stop.
 
     Example: "captions that mention women were kept 0.62 times as often as the rest (0.55-0.70); detected and
     confidently large; could be explained by caption length: no".
     """
-    who = subject(row, kind)
+    who = subject(row, kind, model)
     if row.level == "untested" or row.ratio is None:
         return f"{who} could not be compared: {row.untested}"
     if not row.flagged:
@@ -101,8 +111,8 @@ def chance(placebo: Placebo, flags: int) -> str:
 
 def findings(audit: Audit) -> tuple[str, ...]:
     """What to read first: the flagged groups, the largest first, then random selections, then what cannot be said."""
-    kinds = {column.name: column.kind for column in audit.columns}
-    found = [_sentence(finding(row, kinds[row.column])) for row in flagged(audit)]
+    whose = {column.name: (column.kind, column.model) for column in audit.columns}
+    found = [_sentence(finding(row, *whose[row.column])) for row in flagged(audit)]
     found.append(_sentence(chance(audit.placebo, audit.flags)))
     return (*found, *(_sentence(line) for column in audit.columns for line in silence(column)))
 

@@ -26,6 +26,7 @@ def audit(
     least_match: float = 0.5,
     label_error: Names = (),
     lexicon: Names = (),
+    attributes: Path | None = None,
     columns: Names = (),
     intersect: Names = (),
     confounder: Names = (),
@@ -62,6 +63,8 @@ def audit(
         How often labels are right, as COLUMN=SENSITIVITY,SPECIFICITY; ratios are then corrected, too.
     lexicon
         Sets of terms (gender, age, identity; all three unless given) or YAML files with more.
+    attributes
+        Ask a model about the images (YAML: model, threshold, columns, groups, prompts); never one that scored them.
     columns
         Audit these columns only: of the labels, of the samples' json, of the ledger, or those that curate makes.
     intersect
@@ -82,8 +85,8 @@ def audit(
 
     result = auditing.audit(
         out, selected=selected, labels=labels, on=on, least_match=least_match, label_error=label_error,
-        lexicon=lexicon, columns=columns, intersect=intersect, confounder=confounder, clusters=clusters,
-        policy=policy, to=output, seed=seed, **asdict(running), quiet=False,
+        lexicon=lexicon, attributes=attributes, columns=columns, intersect=intersect, confounder=confounder,
+        clusters=clusters, policy=policy, to=output, seed=seed, **asdict(running), quiet=False,
     )  # fmt: skip
     if json:
         print_json(result.as_json())

@@ -36,19 +36,15 @@ class Results:
         """Write one more value, keys in order; the file is under its name only when complete."""
         every = self.read()
         every.setdefault(part, {})[key] = value
-        lines = [
-            f'"{name}": {{\n'
-            + ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(found.items()))
-            + "\n}"
-            for name, found in sorted(every.items())
-        ]
+        parts = (f'"{name}": {{\n{_lines(found)}\n}}' for name, found in sorted(every.items()))
         partial = self.path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        partial.write_text("{\n" + ",\n".join(parts) + "\n}\n")
         os.replace(partial, self.path)
 
 
 def _lines(found: dict[str, Any]) -> str:
-    return ",\n".join(f" {json.dumps(key)}: {json.dumps(value, separators=(',', ':'), ensure_ascii=False)}" for key, value in sorted(found.items()))
+    compact = {key: json.dumps(value, separators=(",", ":"), ensure_ascii=False) for key, value in found.items()}
+    return ",\n".join(f" {json.dumps(key)}: {text}" for key, text in sorted(compact.items()))
 
 
 def audited(result: AuditResult) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from tables import FLOORS
 
 import curate
 from curate.learner.report.history import read_history
-from curate.pipelines.auditing import audit
 
 POLICIES: Final = Path(__file__).parent / "policies"
 KEEP: Final = 0.2
@@ -79,7 +78,7 @@ def look(at: Bench, output: Path, pool: str | None, key: str, *, policy: str | N
     """Audit `output` with the labels of `pool` and remember what was found under `key`."""
     if at.results.has("audits", f"{key}/{at.seed}"):
         return
-    found = audit(
+    found = curate.audit(
         output, labels=None if pool is None else at.pool(pool) / "labels.csv", seed=at.seed, clusters=0,
         policy=None if policy is None else POLICIES / policy, **options, **ONE,
     )  # fmt: skip

@@ -29,8 +29,8 @@ FLAGS = {
     "write": f"OUT --output -o --samples-per-shard --tolerance --json {ENGINE}",
     "verify": "OUT --load --no-load --json",
     "explain": "OUT KEY --sheet --json",
-    "audit": "OUT --selected --labels --on --least-match --label-error --lexicon --columns --intersect --confounder "
-    f"--clusters --policy --output -o --seed --json {ENGINE}",
+    "audit": "OUT --selected --labels --on --least-match --label-error --lexicon --attributes --columns --intersect "
+    f"--confounder --clusters --policy --output -o --seed --json {ENGINE}",
     "evaluate": "CHECKPOINT --zeroshot --retrieval --classes --templates --label --pool --precision --batch-size "
     "--json",
     "probe": "SHARDS --estimator --model --tangents --rules --batch --seeds --loss --seed --json",

@@ -141,4 +141,6 @@ def title_of(column: ColumnAudit) -> str:
         return f"Caption mentions: {name}"
     if column.kind == "intersection":
         return f"Intersection: {name}"
+    if column.kind == "zero-shot":
+        return f"Predicted: {name}"
     return name if column.kind == "label" else name[:1].upper() + name[1:]

@@ -20,7 +20,7 @@ from PIL import Image
 from curate.auditing.clusters import Clusters
 from curate.auditing.columns import Column, intersection
 from curate.auditing.membership import Membership, membership_of
-from curate.auditing.outcome import Audit, GroupRow
+from curate.auditing.outcome import Audit, ColumnAudit, GroupRow
 from curate.auditing.report.cells import times
 from curate.auditing.report.tables import ordered
 from curate.auditing.sentences import flagged, subject
@@ -82,10 +82,10 @@ def drawn(
         raise UsageError(
             f"{len(ids):,} bytes of ids do not fit {len(selected_N):,} rows of the pool; give 16 bytes a row"
         )
-    chance_N, kinds = by_chance(ids, seed), {column.name: column.kind for column in audit.columns}
+    chance_N, column_of = by_chance(ids, seed), {column.name: column for column in audit.columns}
     members = _Members(columns, intersections)
     return tuple(
-        _of_group(row, kinds[row.column], members.rows(row), selected_N, chance_N, seed=seed, each=each)
+        _of_group(row, column_of[row.column], members.rows(row), selected_N, chance_N, seed=seed, each=each)
         for row in flagged(audit)[:groups]
     )
 
@@ -164,7 +164,7 @@ class _Members:
 
 def _of_group(
     row: GroupRow,
-    kind: str,
+    column: ColumnAudit,
     rows: NDArray[np.intp],
     selected_N: NDArray[np.bool_],
     chance_N: NDArray[np.uint64],
@@ -174,7 +174,7 @@ def _of_group(
 ) -> Gallery:
     by_lot = rows[np.argsort(chance_N[rows], kind="stable")]
     kept, left = by_lot[selected_N[by_lot]], by_lot[~selected_N[by_lot]]
-    who = subject(row, kind)
+    who = subject(row, column.kind, column.model)
     text = f"{_told(row)}. Drawn at random (by a hash of the sample's id, seed {seed}), none chosen for its looks."
     strips = tuple(_strip(name, some, each) for name, some in (("Kept", kept), ("Left out", left)) if len(some))
     return Gallery(f"{who[0].upper()}{who[1:]}", text, strips)

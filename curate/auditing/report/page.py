@@ -147,9 +147,9 @@ def _strip(audit: Audit) -> tuple[tuple[str, str], ...]:
 def _found(audit: Audit) -> tuple[Told, ...]:
     """The flagged groups in sentences, the furthest from 1 first; beyond twelve they are counted."""
     place = {column.name: number for number, column in enumerate(audit.columns, 1)}
-    kind = {column.name: column.kind for column in audit.columns}
+    column_of = {column.name: column for column in audit.columns}
     rows = flagged(audit)
-    told = [_flag(row, kind[row.column], f"column-{place[row.column]}") for row in rows[:MOST_FINDINGS]]
+    told = [_flag(row, column_of[row.column], f"column-{place[row.column]}") for row in rows[:MOST_FINDINGS]]
     rest = len(rows) - MOST_FINDINGS
     if rest > 0:
         more = "more groups were" if rest > 1 else "more group was"
@@ -158,9 +158,9 @@ def _found(audit: Audit) -> tuple[Told, ...]:
     return tuple(told)
 
 
-def _flag(row: GroupRow, kind: str, anchor: str) -> Told:
+def _flag(row: GroupRow, column: ColumnAudit, anchor: str) -> Told:
     """The sentence without its confounders, and those below it, one a line."""
-    sentence = _sentence(finding(replace(row, conditional=()), kind))
+    sentence = _sentence(finding(replace(row, conditional=()), column.kind, column.model))
     held = tuple(_sentence(explained(one)) for one in row.conditional)
     return Told(row.column, anchor, sentence, "plain" if row.level == "detected" else "warning", held)
 

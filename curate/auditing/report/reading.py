@@ -58,6 +58,14 @@ def terms(audit: Audit) -> tuple[tuple[str, str], ...]:
                 "than half of the log ratio remains. In part: less, and still not 1. Yes: less, and 1 is within.",
             )
         )
+    if any(column.kind == "zero-shot" for column in audit.columns):
+        found.append(
+            (
+                "Predicted",
+                "What a zero-shot model takes a picture for, where it is sure enough; not a fact about whom or what it "
+                "shows. Its errors may differ from group to group, and may follow the disparities of other models.",
+            )
+        )
     if audit.duplicate_clusters is not None:
         told = f" Here they fared alike with a correlation of {audit.rho:.2f}." if audit.rho is not None else ""
         found.append(

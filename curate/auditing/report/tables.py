@@ -28,6 +28,7 @@ KINDS: Final = {
     "language": "language of the caption",
     "cluster": "clusters of embeddings",
     "duplicate": "near-duplicates",
+    "zero-shot": "predicted by a model",
     "intersection": "intersection",
 }
 _LEVELS: Final = {"untested": 0, "not detected": 1, "detected": 2, "detected and large": 3, "confidently large": 4}

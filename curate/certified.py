@@ -35,6 +35,7 @@ from curate.storage import file_digest, readable_json
 # N candidates of a shard, G groups of the policy
 
 CERTIFICATE: Final = "certificate.json"
+_FRACTIONS: Final = ("min_ratio", "max_ratio", "min_share")
 _DRAWABLE: Final = ("selected", "not-selected")
 
 
@@ -136,7 +137,8 @@ def check_teed_certificate(output: Path, shards: Sequence[str]) -> str:
         if row["C"] != count:
             raise VerificationError(f"{CERTIFICATE}, {row['group']}: it says {row['C']}, counted again {count}")
     bounds, pool_G, chosen_G = _bounds_of(said["policy"]), *(tuple(row[name] for row in groups) for name in "nC")
-    state = State(tuple(bound.name for bound in bounds), pool_G, chosen_G, said["candidates"], len(chosen), said["draws"])
+    names = tuple(bound.name for bound in bounds)
+    state = State(names, pool_G, chosen_G, said["candidates"], len(chosen), said["draws"])
     rows = [asdict(row) for row in rows_of_run(bounds, state)]
     if rows != groups:
         raise VerificationError(f"{CERTIFICATE}, groups: it says {_first(groups, rows)}")
@@ -148,7 +150,7 @@ def _bounds_of(policy: Mapping[str, Any]) -> list[Bounds]:
     return [
         Bounds(
             f"{column['column']}={group['name']}",
-            *(Fraction(str(group[name])) if name in group else None for name in ("min_ratio", "max_ratio", "min_share")),
+            *(Fraction(str(group[name])) if name in group else None for name in _FRACTIONS),
             group.get("min_count"),
         )
         for column in policy["columns"]

@@ -16,11 +16,12 @@ from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 
+from curate.certified import CERTIFICATE
 from curate.errors import VerificationError
 from curate.formats.datacomp import to_npy, uid_array
 from curate.formats.openclip import sizes
 from curate.formats.wids import WidsShard, wids_index
-from curate.pipelines.certifying import CERTIFICATE, certificate_files
+from curate.pipelines.certifying import certificate_files
 from curate.provenance.keeping import carried_findings, is_ours, make_cards, read_certificate
 from curate.provenance.lineage import CARDS
 from curate.receipts import Receipt, Store

@@ -26,7 +26,7 @@ from curate.pipelines.passes import Job
 from curate.pipelines.planning import SuperBatch
 from curate.pipelines.ruling import Memberships, Rule, as_members, membership_schema
 from curate.pipelines.traits import read_traits, traits_pass
-from curate.policy.columns import check_names, policy_columns, request_of
+from curate.policy.columns import check_names, coverage_notes, policy_columns, request_of
 from curate.policy.feasibility import refuse_conflict
 from curate.policy.given import File, GivenPolicy, given_policy, pinned_policy
 from curate.receipts import Attempt, Receipt, Unit
@@ -69,7 +69,8 @@ def rule_of(job: Job, scored: Sequence[Receipt]) -> Rule | None:
     size = sum(batch.size for batch in batches)
     if size:
         refuse_conflict(given.policy, member_NG, size)
-    for note in () if job.quiet else scores.read_facts(memberships.path)["notes"]:
+    facts = scores.read_facts(memberships.path)["columns"]
+    for note in () if job.quiet else coverage_notes(given.policy, facts):
         print(f"policy: {note}", file=sys.stderr, flush=True)
     return Rule(given.policy.bounds, memberships, _present(table, member_NG, batches))
 
@@ -132,7 +133,6 @@ def _make(making: _Making, attempt: Attempt) -> dict[str, Any]:
     facts = {
         "groups": [bound.name for bound in given.policy.bounds],
         "columns": [dict(column) for column in found.facts],
-        "notes": list(found.notes),
     }
     with attempt.open(".parquet") as file:
         pq.write_table(table.replace_schema_metadata(scores.facts_metadata(facts)), file, compression="zstd")

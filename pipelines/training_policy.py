@@ -26,7 +26,7 @@ from curate.pipelines.engine import Engine, open_engine
 from curate.pipelines.reference_pass import Where
 from curate.pipelines.ruling import as_members, membership_schema
 from curate.pipelines.traits import read_traits, traits_pass
-from curate.policy.columns import policy_columns, request_of
+from curate.policy.columns import coverage_notes, policy_columns, request_of
 from curate.policy.given import GivenPolicy
 from curate.receipts import Attempt, Store, Unit
 from curate.shards.sources import ShardSource
@@ -104,7 +104,7 @@ def _remembered(
     output = store.commit(making.unit, functools.partial(_make, making)).outputs[0]
     path = store.root / output.path
     facts = scores.read_facts(path)
-    for note in facts["notes"]:
+    for note in coverage_notes(given.policy, facts["columns"]):
         where.say(note)
     member_NG = as_members(pq.read_table(path), len(given.policy.bounds))
     kept = {"file": f"_curate/{output.path}", "sha256": output.sha256}
@@ -128,7 +128,6 @@ def _make(making: _Making, attempt: Attempt) -> dict[str, Any]:
     facts = {
         "groups": [bound.name for bound in given.policy.bounds],
         "columns": [dict(column) for column in found.facts],
-        "notes": list(found.notes),
     }
     with attempt.open(".parquet") as file:
         pq.write_table(table.replace_schema_metadata(scores.facts_metadata(facts)), file, compression="zstd")

@@ -77,7 +77,7 @@ def assemble(
     labelled, match = _labels(rows, request, wanted)
     guessed, guess_notes = _predicted(rows, predictions, request, wanted)
     columns = {column.name: column for column in (*labelled, *guessed)}
-    columns |= _named(rows, traits, request, taken={*own, *request.predicted}, wanted=wanted)
+    columns |= _named(rows, traits, request, taken={*own, *map(_longer, own), *request.predicted}, wanted=wanted)
     notes = [note for note in (_said(request, match), *guess_notes, copies_note, clusters_note) if note]
     for name, make in own.items():
         mine, note = _free(shown(name), columns, mention=name in facts_of(traits).get("sets", {}))
@@ -165,10 +165,15 @@ def _not_there(name: str, request: AuditRequest, rows: pa.Table, traits: pa.Tabl
 
 def _free(name: str, columns: Collection[str], *, mention: bool) -> tuple[str, str]:
     """A name that no column of the user's has, and a note where it is another than usual."""
-    free = f"caption mentions: {name}" if mention and name in columns else name
+    free = _longer(name) if mention and name in columns else name
     while free in columns:
         free += " (by curate)"
     return free, "" if free == name else f"{name!r} is a column of yours; the audit's own is called {free!r}"
+
+
+def _longer(name: str) -> str:
+    """What the mentions of a set are called where a column of the user's has its name."""
+    return f"caption mentions: {name}"
 
 
 def _with_errors(columns: Mapping[str, Column], request: AuditRequest) -> dict[str, Column]:

@@ -4,7 +4,9 @@ A row's result needs the figure and the power to read it. Counts and shares are 
 passed if its interval lies within too, or if the bound itself would have been seen (minimum detectable ratio at 80 %
 power, 5 % level); one outside is violated if its interval lies outside too, or if that power was there. Everything
 else is indeterminate: so is a column whose coverage is below its `min_coverage`. Bounds that no selection of this size
-could meet are infeasible, and the conflict is named. In all the worst of the columns with `severity: error` counts:
+could meet are infeasible, and the conflict is named. A training draws samples repeatedly: its draws are held to the
+bounds, as its sampler holds them, and how sure a ratio of draws is follows from the different samples among them. In
+all the worst of the columns with `severity: error` counts:
 
     passed 0    violated 1    infeasible 2    indeterminate 3      (an indeterminate result never becomes 0)
 """
@@ -37,13 +39,14 @@ _WORST_FIRST: Final[tuple[Result, ...]] = ("infeasible", "violated", "indetermin
 
 @dataclass(frozen=True, slots=True)
 class GroupCheck:
-    """One group: n in the pool, chosen of them, its rate and ratio to the pool's rate, and what follows."""
+    """One group: n in the pool, chosen of them, draws of these, its rate and ratio to the pool's rate, what follows."""
 
     column: str
     group: str
     severity: Literal["error", "warning"]
     n: int
     chosen: int
+    draws: int
     rate: Share | None
     ratio: PoolRatio
     result: Result
@@ -53,7 +56,7 @@ class GroupCheck:
         ratio, rate = self.ratio, self.rate
         return {
             "column": self.column, "group": self.group, "severity": self.severity, "n": self.n, "chosen": self.chosen,
-            "rate": None if rate is None else [rate.value, rate.low, rate.high],
+            "draws": self.draws, "rate": None if rate is None else [rate.value, rate.low, rate.high],
             "ratio": [_number(one) for one in (ratio.value, ratio.low, ratio.high)],
             "detectable": [ratio.seen_below, ratio.seen_above], "result": self.result, "reason": self.reason,
         }  # fmt: skip
@@ -83,25 +86,26 @@ def check_selection(
     *,
     cluster_N: NDArray[np.int64] | None = None,
 ) -> Verdict:
-    """Check a selection: true or times selected per row of the pool (chosen often counts as chosen).
+    """Check a selection: true or times drawn per row of the pool.
 
     `found` are the columns by name. `cluster_N` numbers the clusters of near-duplicates: then a cluster is the unit of
     the intervals, while bounds stay in samples. Errors: UsageError for columns or groups that are not there, lengths
     that differ, and a selection of nothing.
     """
-    taken_N = np.asarray(chosen_N) > 0
+    times_N = np.asarray(chosen_N).astype(np.int64)
     member_NG = members_of(policy, found)
-    if taken_N.shape != (len(member_NG),) or (cluster_N is not None and cluster_N.shape != taken_N.shape):
-        raise UsageError(f"a selection of shape {taken_N.shape} does not fit columns of {len(member_NG)} rows")
-    if not taken_N.any():
+    if times_N.shape != (len(member_NG),) or (cluster_N is not None and cluster_N.shape != times_N.shape):
+        raise UsageError(f"a selection of shape {times_N.shape} does not fit columns of {len(member_NG)} rows")
+    if not times_N.any():
         raise UsageError("nothing was selected, so there is nothing to check")
     judged, start = [], 0
     for column in policy.columns:
         stop = start + len(column.groups)
         coverage = float(np.mean(found[column.name].is_known))
-        judged += _checked(column, coverage, member_NG[:, start:stop], taken_N, cluster_N)
+        judged += _checked(column, coverage, member_NG[:, start:stop], times_N, cluster_N)
         start = stop
-    impossible = find_conflict(policy, member_NG, int(taken_N.sum()))
+    once = int(times_N.max()) == 1  # a sample that is drawn again and again is short of nothing
+    impossible = find_conflict(policy, member_NG, int(times_N.sum())) if once else None
     conflict = "" if impossible is None else impossible.text
     results = [one.result for one in judged if one.severity == "error"]
     return Verdict("infeasible" if conflict else _worst(results), tuple(judged), conflict)
@@ -111,28 +115,33 @@ def _checked(
     column: Column,
     coverage: float,
     member_NG: NDArray[np.bool_],
-    taken_N: NDArray[np.bool_],
+    times_N: NDArray[np.int64],
     cluster_N: NDArray[np.int64] | None,
 ) -> list[GroupCheck]:
-    pool, all_chosen = len(taken_N), int(taken_N.sum())
+    taken_N = times_N > 0
+    pool, all_chosen, all_draws = len(taken_N), int(taken_N.sum()), int(times_N.sum())
     checks = []
     for bound, member_N in zip(column.groups, member_NG.T, strict=True):
-        n, chosen = int(member_N.sum()), int((member_N & taken_N).sum())
+        n, chosen, draws = int(member_N.sum()), int((member_N & taken_N).sum()), int(times_N[member_N].sum())
         units = None if cluster_N is None else float(len(np.unique(cluster_N[member_N])))
         ratio = pool_ratio(chosen, n, all_chosen, pool, units=units)
-        result, reason = _judged(bound, ratio, n=n, chosen=chosen, all_chosen=all_chosen, pool=pool)
+        if all_draws > all_chosen and n:
+            ratio = ratio.moved_to(draws * pool / (all_draws * n))
+        result, reason = _judged(bound, ratio, n=n, chosen=draws, all_chosen=all_draws, pool=pool)
         if coverage < column.min_coverage:
             result = "indeterminate"
             reason = f"only {coverage:.1%} of the rows are known, below min_coverage {column.min_coverage:.1%}"
         rate = wilson(chosen, n) if n else None
-        checks.append(GroupCheck(column.name, bound.name, column.severity, n, chosen, rate, ratio, result, reason))
+        checks.append(
+            GroupCheck(column.name, bound.name, column.severity, n, chosen, draws, rate, ratio, result, reason)
+        )
     return checks
 
 
 def _judged(bound: Bounds, ratio: PoolRatio, *, n: int, chosen: int, all_chosen: int, pool: int) -> tuple[Result, str]:
-    """The worst that any of a group's bounds says, with the reasons for it."""
+    """The worst that any of a group's bounds says, with the reasons for it; `chosen` are draws."""
     floors, _ = owed([bound], [n], pool=pool, chosen=all_chosen)
-    if math.floor(floors[0]) > n:
+    if math.floor(floors[0]) > max(n, chosen):
         return "infeasible", f"{math.floor(floors[0])} are asked for, but the pool has {n}"
     said = [*_counted(bound, chosen, all_chosen), *_compared(bound, ratio, n, chosen, all_chosen, pool)]
     result = _worst(one for one, _ in said)
@@ -160,7 +169,7 @@ def _compared(
     if low is None and high is None:
         return []
     even = Fraction(all_chosen * n, pool)
-    if n and all_chosen == pool:
+    if n and all_chosen == pool and math.isnan(ratio.value):
         kept = (low is None or low <= 1) and (high is None or high >= 1)
         return [("passed" if kept else "violated", "the whole pool was selected: ratio 1")]
     if math.isnan(ratio.value):

@@ -22,6 +22,7 @@ from curate.auditing.traits import FIELD, caption_reader, facts_of
 from curate.marked_yaml import suggestion
 from curate.policy.given import GivenPolicy
 from curate.policy.memberships import Grouped, members_of
+from curate.policy.schema import Policy
 
 # N rows of the pool, G groups of the policy
 
@@ -37,7 +38,6 @@ class PolicyColumns:
 
     member_NG: NDArray[np.bool_]
     facts: tuple[Mapping[str, Any], ...]
-    notes: tuple[str, ...]
 
 
 def request_of(given: GivenPolicy) -> AuditRequest:
@@ -85,13 +85,17 @@ def policy_columns(given: GivenPolicy, rows: pa.Table, traits: pa.Table) -> Poli
         {"column": name, "provenance": made.named()[name].provenance, "coverage": made.named()[name].coverage}
         for name in names
     ]
-    notes = [
+    return PolicyColumns(member_NG, tuple(facts))
+
+
+def coverage_notes(policy: Policy, facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of the columns in `facts` those of which fewer samples are known than the policy asks for, in words."""
+    return [
         f"{column.name}: {one['coverage']:.1%} of the samples are known, below min_coverage {column.min_coverage:.1%}; "
         "a check of it stays indeterminate"
-        for column, one in zip(given.policy.columns, facts, strict=True)
+        for column, one in zip(policy.columns, facts, strict=True)
         if one["coverage"] < column.min_coverage
     ]
-    return PolicyColumns(member_NG, tuple(facts), tuple(notes))
 
 
 def groups_of(made: Assembled) -> dict[str, Grouped]:

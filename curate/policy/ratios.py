@@ -9,7 +9,7 @@ down, ceilings up.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -34,6 +34,11 @@ class PoolRatio:
     high: float
     seen_below: float | None
     seen_above: float | None
+
+    def moved_to(self, value: float) -> PoolRatio:
+        """The ratio of draws instead of different samples: as sure of it, on the log scale, as of these."""
+        factor = value / self.value if self.value else 1.0
+        return replace(self, value=value, low=self.low * factor, high=self.high * factor)
 
 
 def pool_ratio(chosen: int, n: int, all_chosen: int, pool: int, *, units: float | None = None) -> PoolRatio:

@@ -23,6 +23,7 @@ turns a dash in a key into an underscore.
 from __future__ import annotations
 
 import datetime
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ from curate.errors import UsageError
 from curate.marked_yaml import Marked, Place, read_yaml, suggestion
 
 UNKNOWN: Final = "unknown"  # the group of rows without a value, where a column treats them as one
+_UNSEEN: Final = ("Cc", "Cs", "Zl", "Zp")  # kinds of characters: controls, lone surrogates, ends of lines
+_TURNING: Final = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # and those that change direction
 _BOUNDS: Final = ("min_ratio", "max_ratio", "min_share", "min_count")
 
 
@@ -43,6 +46,20 @@ def _as_text(value: Any) -> Any:
     if isinstance(value, bool | int | float):
         raise ValueError(f"write it in quotes: '{value}'")
     return value
+
+
+def _as_line(value: Any) -> Any:
+    """Text that is printed as it is: a name that turns a terminal's line around, or clears it, is no name."""
+    unseen = [one for one in value if _unseen(one)] if isinstance(value, str) else []
+    if unseen:
+        raise ValueError(
+            f"U+{ord(unseen[0]):04X} in it cannot be seen; leave it out (groups are named as audits show them)"
+        )
+    return _as_text(value)
+
+
+def _unseen(character: str) -> bool:
+    return unicodedata.category(character) in _UNSEEN or unicodedata.bidirectional(character) in _TURNING
 
 
 def _as_group(value: Any) -> Any:
@@ -58,6 +75,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 _Text = Annotated[str, BeforeValidator(_as_text), Field(min_length=1, pattern=r"\S")]
+_Line = Annotated[str, BeforeValidator(_as_line), Field(min_length=1, pattern=r"\S")]
 
 
 class _Section(BaseModel):
@@ -74,11 +92,11 @@ class _Bounded(_Section):
 
 
 class _Group(_Bounded):
-    name: _Text
+    name: _Line
 
 
 class _Column(_Bounded):
-    column: _Text
+    column: _Line
     source: _Text
     groups: Annotated[
         tuple[Annotated[_Group, BeforeValidator(_as_group)], ...], BeforeValidator(_as_tuple), Field(min_length=1)
@@ -92,7 +110,7 @@ class _Column(_Bounded):
 
 class _Policy(_Section):
     version: Literal[1] = Field(alias="schema")
-    author: _Text
+    author: _Line
     date: Annotated[datetime.date, BeforeValidator(_as_date)]
     rationale: _Text
     columns: Annotated[tuple[_Column, ...], BeforeValidator(_as_tuple), Field(min_length=1)]

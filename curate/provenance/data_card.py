@@ -144,7 +144,7 @@ def _policy(lineage: Lineage) -> Iterator[str]:
 
 
 def _bounds(group: dict[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in group.items() if name != "name")
+    return ", ".join(f"{name.replace('_', ' ')} {value:,.15g}" for name, value in group.items() if name != "name")
 
 
 def _certified(certificate: dict[str, Any]) -> Iterator[str]:

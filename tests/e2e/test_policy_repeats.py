@@ -89,6 +89,18 @@ def test_labels_are_asked_for_again_where_nothing_of_them_is_left(ruled: Path, t
     assert (copy / "00000.tar").exists()
 
 
+def test_what_is_said_of_coverage_is_that_of_the_policy_now(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same groups under another min_coverage: memberships are found again, and the note comes and goes with it."""
+    labels = write_labels(tmp_path / "l.csv", {"half": lambda n: "a" if n % 2 else ""})
+    for least, notes in ((0.0, 0), (0.9, 1), (0.0, 0)):
+        path = write_policy(tmp_path / "p.yaml", {"half": {"a": {"min_ratio": 0.5}}}, f"    min_coverage: {least}\n")
+        curate.select(plain, to=tmp_path / "out", policy=path, labels=labels, engine="inline", quiet=False)
+        assert capsys.readouterr().err.count("half: 50.0% of the samples are known, below min_coverage 90.0%") == notes
+    assert len(list((tmp_path / "out/_curate/commits").glob("policy-*"))) == 1
+
+
 def test_without_its_policy_a_selection_is_the_plain_one(plain: Path, ruled: Path, tmp_path: Path) -> None:
     """`select --no-policy` and `write` give the plain run's bytes, and no certificate."""
     copy = shutil.copytree(ruled, tmp_path / "out")
@@ -124,6 +136,14 @@ def test_verify_counts_a_certificate_anew(ruled: Path, tmp_path: Path) -> None:
     assert any("is of another policy" in detail for _, detail in failed(copy))
     change(copy, said)
     assert [name for name, _ in failed(copy)] == ["digests"]
+    for name, wrong in {"price": None, "draws_with_conflict": 3, "columns": [], "more": 1}.items():
+        change(copy, said | {name: wrong})
+        assert any(f"{name}: the receipts of its draws say" in detail for _, detail in failed(copy))
+    change(copy, said | {"memberships": None} | dict.fromkeys(("draws", "candidates", "chosen"), 0))
+    assert any("names no memberships, but" in detail for _, detail in failed(copy))
+    change(copy, [])
+    assert ("certificate", "TypeError: list indices must be integers or slices, not str") in failed(copy)
+    change(copy, said)
     flip_a_member(copy / said["memberships"]["file"])
     assert any("its bytes are not those that the certificate was made of" in detail for _, detail in failed(copy))
 
@@ -145,7 +165,7 @@ def test_memberships_of_other_samples_are_refused(ruled: Path, tmp_path: Path) -
             read_members(tmp_path / "wrong.parquet", asked, 2)
 
 
-def change(output: Path, certificate: dict[str, Any]) -> None:
+def change(output: Path, certificate: Any) -> None:
     (output / "certificate.json").write_text(json.dumps(certificate))
 
 

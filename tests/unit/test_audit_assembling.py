@@ -184,6 +184,8 @@ def test_a_label_takes_its_name_from_a_column_of_ours(tmp_path: Path) -> None:
     named = made.named()
     assert values(named["gender"]) == ["f", "m", "f", "m", None, None]
     assert named["caption mentions: gender"].kind == "mention"
+    asked = AuditRequest(labels=file, columns=("gender", "caption mentions: gender"))
+    assert small(asked).named()["caption mentions: gender"].kind == "mention"
     assert named["image size (by curate)"].kind == "metadata"
     assert sum("column of yours" in note for note in made.notes) == 2
     assert any("4 of 6 samples matched (66.7%)" in note for note in made.notes)

@@ -94,7 +94,7 @@ class Outline(HTMLParser):
 
 def verdict(result: Result, conflict: str = "") -> Verdict:
     ratio = pool_ratio(150, 1500, 1000, N)
-    check = GroupCheck("tone", "light", "error", 1500, 150, None, ratio, result, "because 1 < 2")
+    check = GroupCheck("tone", "light", "error", 1500, 150, 150, None, ratio, result, "because 1 < 2")
     return Verdict(result, (check,), conflict)
 
 

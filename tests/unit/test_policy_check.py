@@ -120,13 +120,27 @@ def test_a_selection_drawn_to_its_floors_passes() -> None:
     )
     least = int(whole.least_G[0])
     chosen_N = np.zeros(13004, dtype=int)
-    chosen_N[np.flatnonzero(member_NG[:, 0])[:least]] = 2  # chosen twice counts once
+    chosen_N[np.flatnonzero(member_NG[:, 0])[:least]] = 1
     chosen_N[np.flatnonzero(member_NG[:, 1])[: 3000 - least]] = 1
     verdict = check_selection(rules, {"c": found}, chosen_N)
     assert verdict.exit_code == 0
     assert verdict.groups[0].chosen == least == math.ceil(0.8 * 3000 * 4003 / 13004)
     chosen_N[np.flatnonzero(member_NG[:, 0])[: least // 10]] = 0
     assert check_selection(rules, {"c": found}, chosen_N).exit_code == 1
+
+
+def test_a_training_is_held_to_its_draws() -> None:
+    """Half as many samples of a group, each drawn twice, are as many draws: the floor is kept."""
+    rules = policy("column: c, groups: [a, b], min_ratio: 0.8")
+    found, _ = pool(a=(4000, 0), b=(8000, 0))
+    times_N = np.zeros(12000, dtype=int)
+    times_N[:400], times_N[4000:5600] = 2, 1
+    once, twice = (check_selection(rules, {"c": found}, drawn) for drawn in (times_N > 0, times_N))
+    assert (once.groups[0].result, twice.groups[0].result) == ("violated", "passed")
+    assert [(one.chosen, one.draws) for one in twice.groups] == [(400, 800), (1600, 1600)]
+    assert twice.groups[0].ratio.value == pytest.approx(800 / 2400 * 12000 / 4000)
+    widths = [math.log(one.groups[0].ratio.high / one.groups[0].ratio.low) for one in (once, twice)]
+    assert widths[0] == pytest.approx(widths[1])
 
 
 def test_unknown_rows_can_be_a_group() -> None:

@@ -88,6 +88,8 @@ def test_a_policy_is_read_with_bounds_inherited_and_exact(tmp_path: Path) -> Non
         (column("groups: []"), "p.yaml:8: columns.0.groups: []: Value should have at least 1 item"),
         (column("groups: {a: 1}"), "p.yaml:8: columns.0.groups: a list expected here"),
         (column("groups: [1, a]"), "p.yaml:8: columns.0.groups.0.name: 1: write it in quotes: '1'"),
+        (column('groups: ["a\\e[2J"]'), r"p.yaml:8: columns.0.groups.0.name: 'a\x1b[2J': U+001B in it cannot be seen"),
+        (column('groups: [{name: "a\\u202eb"}]'), "p.yaml:8: columns.0.groups.0.name: 'a\\u202eb': U+202E in it"),
         (column("groups: [a, a]"), "p.yaml:8: columns.0.groups: 'a' is named twice"),
         (column("groups: [a, unknown]\nunknowns: group"), "'unknown' is named twice, and unknowns are a group"),
         (column("source: ''"), "p.yaml:7: columns.0.source: ''"),

@@ -190,6 +190,11 @@ def test_the_shards_that_a_training_writes_carry_its_certificate(
     (tmp_path / "teed/certificate.json").write_text(json.dumps(other))
     checks = {check.name: check for check in curate.verify(tmp_path / "teed", load=False).checks}
     assert "side=few: it says" in checks["certificate"].detail
+    other = json.loads(theirs)
+    other["groups"][0]["L"] -= 1
+    (tmp_path / "teed/certificate.json").write_text(json.dumps(other))
+    checks = {check.name: check for check in curate.verify(tmp_path / "teed", load=False).checks}
+    assert "groups: it says" in checks["certificate"].detail
 
 
 def test_bad_substitutes_are_passed_over(labels: Path, policy: Write, tmp_path: Path) -> None:

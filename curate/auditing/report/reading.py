@@ -13,6 +13,9 @@ LIMITS: Final = (
     "An association between a group and being kept does not state its cause. A confounder that explains a disparity "
     "tells where it comes from and does not excuse it; one that was not declared was not looked at.",
     "Where nothing was detected, a disparity smaller than the column \u201ccould see\u201d may be there all the same.",
+    "Caption length counts words, and letters in scripts without spaces: across languages and scripts it is no common "
+    "yardstick, and a ratio within equal length says little there.",
+    "Near-copies weigh less than other samples in a ratio, its interval and its test; in the counts each is one sample.",
     "The audit compares a selection with its pool. What the pool itself lacks is not seen here.",
 )
 

@@ -147,15 +147,12 @@ def check_teed_certificate(output: Path, shards: Sequence[str]) -> str:
 
 def _bounds_of(policy: Mapping[str, Any]) -> list[Bounds]:
     """The bounds of a policy as `Policy.as_json` writes it."""
-    return [
-        Bounds(
-            f"{column['column']}={group['name']}",
-            *(Fraction(str(group[name])) if name in group else None for name in _FRACTIONS),
-            group.get("min_count"),
-        )
-        for column in policy["columns"]
-        for group in column["groups"]
-    ]  # fmt: skip
+    found = []
+    for column in policy["columns"]:
+        for group in column["groups"]:
+            low, high, share = (Fraction(str(group[name])) if name in group else None for name in _FRACTIONS)
+            found.append(Bounds(f"{column['column']}={group['name']}", low, high, share, group.get("min_count")))
+    return found
 
 
 def _counted(output: Path, said: dict[str, Any], names: tuple[str, ...]) -> State:

@@ -253,6 +253,10 @@ def _check_score(recipe: Recipe, score: dict[str, Any]) -> None:
         raise marked.error(("score", "sub_batch"), f"{sub} is larger than a super-batch")
     if score.get("criterion") == "alignment" and not score.get("trusted"):
         raise marked.error(("score", "criterion"), "alignment needs a small trusted set; name its shards as `trusted`")
+    train = recipe.train
+    if train.get("labels") and train.get("on") != "uid" and not train.get("shards"):
+        new = "keys and sample ids are new in the shards that `score` writes, which are trained on"
+        raise marked.error(("train", "labels"), f"{new}; join the labels on: uid, or name other shards")
 
 
 def _given(schema: type[BaseModel], marked: Marked, place: Place) -> dict[str, Any]:

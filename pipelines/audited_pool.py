@@ -72,15 +72,17 @@ class AuditedPool:
         return values
 
 
-def read_selection(output: Path, engine: Engine, *, quiet: bool) -> AuditedPool:
+def read_selection(output: Path, engine: Engine, *, place: Path, quiet: bool) -> AuditedPool:
     """The pool of an output of `curate score`, `select`, `write` or `train`.
+
+    What has to be read anew of a training's inputs is kept below `place`.
 
     Errors: UsageError where there is neither ledger nor training, or nothing was selected yet.
     """
     if run_path(output).is_file():
         return _with_ledger(output)
     if (output / "_curate" / "TRAIN.json").is_file():
-        return _with_log(output, engine, quiet=quiet)
+        return _with_log(output, engine, place, quiet=quiet)
     raise UsageError(
         f"{output}: no run of curate there; name an output of `curate score` or `curate train`, or a pool parquet with "
         "--selected"
@@ -103,15 +105,18 @@ def _with_ledger(output: Path) -> AuditedPool:
     rows = _stacked(parts, [source.url for source in record.inputs])
     read = rows.filter(pc.not_equal(rows["status"], "quarantined"))
     times_N = read["times_selected"].fill_null(0).to_numpy().astype(np.int64)
-    steps, notes = isinstance(record, TeeRecord), _unread(len(rows) - len(read))
+    steps, notes = isinstance(record, TeeRecord), _unread(len(rows) - len(read), "; the ledger has a reason for each")
     return AuditedPool(str(output), read, times_N, record.inputs, steps, notes)
 
 
-def _with_log(run: Path, engine: Engine, *, quiet: bool) -> AuditedPool:
+def _with_log(run: Path, engine: Engine, place: Path, *, quiet: bool) -> AuditedPool:
     """A training that wrote no shards: its inputs' tables, and what its log says was drawn."""
     training = read_training(run)
     scored = stored_scores(training, None)
-    tables = _by_digest(scored, training.digests) if scored is not None else _described(training, engine, quiet=quiet)
+    if scored is None:
+        tables = _described(training, engine, place / "_curate" / "described", quiet=quiet)
+    else:
+        tables = _by_digest(scored, training.digests)
     parts = []
     for number, table in enumerate(tables):
         assert table is not None, "stored scores cover every shard"
@@ -130,8 +135,8 @@ def _with_log(run: Path, engine: Engine, *, quiet: bool) -> AuditedPool:
     return AuditedPool(str(run), rows, times_N, training.inputs, steps=True, notes=_unread(every - len(rows)))
 
 
-def _unread(count: int) -> tuple[str, ...]:
-    told = f"{count:,} samples could not be read and are not in the pool; the ledger has a reason for each"
+def _unread(count: int, more: str = "") -> tuple[str, ...]:
+    told = f"{count:,} samples could not be read and are not in the pool{more}"
     return (told,) if count else ()
 
 
@@ -152,9 +157,8 @@ def _draws(run: Path, rows: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int
     return times_N, first_N, score_N
 
 
-def _described(training: Training, engine: Engine, *, quiet: bool) -> list[Path | None]:
-    """Tables of the input shards without any model, made once and kept in the run."""
-    place = training.run / "_curate" / "described"
+def _described(training: Training, engine: Engine, place: Path, *, quiet: bool) -> list[Path | None]:
+    """Tables of the input shards without any model, made once and kept in `place`."""
     store = Store.of(place)
     store.prepare()
     specs = [

@@ -26,12 +26,13 @@ from curate.auditing.audit import audit_columns
 from curate.auditing.columns import Column, LabelError, shown
 from curate.auditing.concepts import concepts_of
 from curate.auditing.foreign import read_foreign
+from curate.auditing.labels import label_names
 from curate.auditing.lexicons import SETS
 from curate.auditing.own_columns import COPIES
 from curate.auditing.request import CAPTION_LENGTH, AuditRequest
 from curate.auditing.sentences import findings
 from curate.errors import UsageError
-from curate.pipelines.audit_files import Audited, AuditResult, write_audit
+from curate.pipelines.audit_files import REPORT, Audited, AuditResult, write_audit
 from curate.pipelines.audited_pool import AuditedPool, Running, read_selection
 from curate.pipelines.engine import Mode, open_engine
 from curate.pipelines.predicting import predict
@@ -42,6 +43,7 @@ from curate.policy.columns import groups_of
 from curate.policy.schema import Policy, read_policy
 from curate.provenance import Findings, add_findings
 from curate.receipts import Store
+from curate.run_record import run_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -115,9 +117,9 @@ def audit(
     )  # fmt: skip
     if selected is not None:
         return _audited(*_of_other_tools(path, Path(selected).expanduser(), asked), asked, _required(to), started)
-    target = path / "_curate" / "audit" if to is None else local_output(to)
+    target = path / "_curate" / "audit" if to is None else _place(to)
     with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
-        pool = read_selection(path, running, quiet=quiet)
+        pool = read_selection(path, running, place=path if to is None else target, quiet=quiet)
         store = Store.of(path if to is None else target)
         units = Running(running, quiet)
         made = traits_pass(units, store, pool.sources, asked.request.traits)
@@ -142,7 +144,17 @@ def _of_other_tools(pool: Path, selected: Path, asked: _Question) -> tuple[Audit
 def _required(to: str | PathLike[str] | None) -> Path:
     if to is None:
         raise UsageError("name a directory for the report: -o DIR")
-    return local_output(to)
+    return _place(to)
+
+
+def _place(to: str | PathLike[str]) -> Path:
+    """Where the report goes. Errors: UsageError for a directory whose own files it would replace."""
+    target = local_output(to)
+    if run_path(target).is_file() or (target / "_curate" / "TRAIN.json").is_file():
+        raise UsageError(f"-o {target}: an output of curate; leave -o out, or name a directory for the report alone")
+    if (target / REPORT).is_file() and not (target / "audit.json").is_file():
+        raise UsageError(f"-o {target}: its {REPORT} is no audit's and would be replaced; name another directory")
+    return target
 
 
 def _question(
@@ -164,12 +176,14 @@ def _question(
     checked = None if policy is None else read_policy(Path(policy).expanduser())
     bounded = () if checked is None else checked.columns
     held = dict.fromkeys((*(confounder or (CAPTION_LENGTH,)), *(name for one in bounded for name in one.confounders)))
+    file = None if labels is None else Path(labels).expanduser().absolute()
+    labelled = () if file is None or columns else label_names(file)  # naming none of them asks for all
     request = AuditRequest(
-        labels=None if labels is None else Path(labels).expanduser().absolute(),
+        labels=file,
         on=on,
         least_match=least_match,
         lexicons=tuple(lexicon) or SETS,
-        columns=tuple(dict.fromkeys((*columns, *(one.name for one in bounded)))),
+        columns=tuple(dict.fromkeys((*columns, *(one.name for one in bounded if one.name not in labelled)))),
         intersect=tuple(tuple(part.strip() for part in names.split(",")) for names in intersect),
         confounders=tuple(held),
         clusters=clusters,

@@ -66,29 +66,33 @@ def score_pass(job: Job) -> list[Receipt]:
 
 def select_pass(job: Job, scored: Sequence[Receipt], rule: Rule | None = None) -> list[Receipt]:
     """Draw every super-batch; receipts in the order of the super-batches. Under a rule one after the other."""
-    settings = job.record.settings.select
-    if settings is None:
-        raise UsageError(f"{job.output} holds scores only; `curate select {job.output}` draws from them")
-    batches = super_batches(scored, settings)
-    models = scored[0].facts["models"] if scored else {}
-    tables = _tables(job, scored)
-    specs = [
-        SelectSpec(job.output, batch, _only(tables, batch), models, settings, job.engine.threads_per_unit)
-        for batch in batches
-    ]
-    amounts = [batch.candidates for batch in batches]
+    specs = select_specs(job, scored)
+    amounts = [spec.batch.candidates for spec in specs]
     if rule is not None:
         return _select_in_turn(job, specs, amounts, rule)
     return run_units(job, "select", select_super_batch, specs, amounts, "samples")
 
 
+def select_specs(job: Job, scored: Sequence[Receipt]) -> list[SelectSpec]:
+    """Every super-batch as it is drawn without a policy. Errors: UsageError for a run that draws nothing."""
+    settings = job.record.settings.select
+    if settings is None:
+        raise UsageError(f"{job.output} holds scores only; `curate select {job.output}` draws from them")
+    models = scored[0].facts["models"] if scored else {}
+    tables = _tables(job, scored)
+    return [
+        SelectSpec(job.output, batch, _only(tables, batch), models, settings, job.engine.threads_per_unit)
+        for batch in super_batches(scored, settings)
+    ]
+
+
 def _select_in_turn(job: Job, specs: Sequence[SelectSpec], amounts: Sequence[float], rule: Rule) -> list[Receipt]:
     """Each super-batch owes what those before it left, so that it waits for them."""
     receipts: list[Receipt] = []
-    state, sizes = rule.begin(), [spec.batch.size for spec in specs]
+    state = rule.begin()
     with progress("select", sum(amounts), "samples", quiet=job.quiet or not specs) as shown:
         for number, spec in enumerate(specs):
-            ruled = replace(spec, ruled=rule.on(state, sizes, number))
+            ruled = replace(spec, ruled=rule.on(state, number))
             [(_, receipt)] = job.engine.run(select_super_batch, [ruled])
             state = State.from_json(receipt.facts["policy"]["state"])
             receipts.append(receipt)

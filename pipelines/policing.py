@@ -1,8 +1,9 @@
 """A run's policy between its scores and its selection: who is in which group, can it be met, then draw under it.
 
 Memberships are a unit of their own, made of the traits of the input shards, the score tables and the labels, and kept
-under `_curate/policy`: a later `select` or `write` needs neither the label file nor the shards again. Memory: some 300
-bytes per candidate while they are made.
+under `_curate/policy`: a later `select` or `write` needs neither the label file nor the shards again. What can be kept
+is asked of the candidates that may be drawn, so duplicates are looked for before the first draw, and again in each.
+Memory: some 300 bytes per candidate while they are made.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from curate import scores
 from curate.errors import UsageError
 from curate.pipelines import passes
 from curate.pipelines.passes import Job
-from curate.pipelines.planning import SuperBatch
-from curate.pipelines.ruling import Memberships, Rule, as_members, membership_schema
+from curate.pipelines.ruling import Memberships, Rule, membership_schema, read_members
+from curate.pipelines.selecting import drawable
 from curate.pipelines.traits import read_traits, traits_pass
 from curate.policy.columns import check_names, coverage_notes, policy_columns, request_of
 from curate.policy.feasibility import refuse_conflict
@@ -60,31 +60,20 @@ def rule_of(job: Job, scored: Sequence[Receipt]) -> Rule | None:
     if settings is None or settings.policy is None:
         return None
     given = job.given or pinned_policy(settings.policy, run_path(job.output))
-    batches = passes.super_batches(scored, settings)
-    if not batches:
+    specs = passes.select_specs(job, scored)
+    if not specs:
         return None
-    memberships = remember_members(job, scored, given)
-    table = pq.read_table(memberships.path)
-    member_NG = as_members(table, len(given.policy.bounds))
-    size = sum(batch.size for batch in batches)
-    if size:
-        refuse_conflict(given.policy, member_NG, size)
+    memberships, bounds = remember_members(job, scored, given), given.policy.bounds
+    drawable_T = [drawable(spec) for spec in specs]
+    member_T = [read_members(memberships.path, rows, len(bounds)) for rows in drawable_T]
+    sizes = [min(spec.batch.size, len(rows)) for spec, rows in zip(specs, drawable_T, strict=True)]
+    if any(sizes):
+        refuse_conflict(given.policy, np.concatenate(member_T), sum(sizes))
     facts = scores.read_facts(memberships.path)["columns"]
     for note in () if job.quiet else coverage_notes(given.policy, facts):
         print(f"policy: {note}", file=sys.stderr, flush=True)
-    return Rule(given.policy.bounds, memberships, _present(table, member_NG, batches))
-
-
-def _present(
-    table: pa.Table, member_NG: NDArray[np.bool_], batches: Sequence[SuperBatch]
-) -> tuple[tuple[int, ...], ...]:
-    """Members of each group in each super-batch, duplicates among them: its pieces are runs of a shard's rows."""
-    first = np.searchsorted(table["shard"].to_numpy(), np.arange(1 + max(p.shard for b in batches for p in b.pieces)))
-    counts = [
-        sum(member_NG[first[piece.shard] + piece.start : first[piece.shard] + piece.stop].sum(0) for piece in b.pieces)
-        for b in batches
-    ]
-    return tuple(tuple(np.asarray(count).tolist()) for count in counts)
+    present_TG = np.array([member_UG.sum(axis=0) for member_UG in member_T], dtype=np.int64)
+    return Rule.over(bounds, memberships, present_TG, sizes)
 
 
 def remember_members(job: Job, scored: Sequence[Receipt], given: GivenPolicy) -> Memberships:

@@ -30,6 +30,7 @@ from curate.learner.checkpoint import TRAINING_FILE
 from curate.marked_yaml import Place
 from curate.models.spec import parse_spec
 from curate.pipelines.engine import Mode
+from curate.pipelines.policing import asked_policy
 from curate.pipelines.round_costs import score_ledger
 from curate.pipelines.round_plan import Part, RecipePlan, plan_rounds, scoring_line, training_line
 from curate.pipelines.runner import local_output, score
@@ -103,7 +104,7 @@ def plan_recipe(
 
 
 def check_inputs(recipe: Recipe) -> dict[str, Any]:
-    """The shards and models that a recipe names, as they are now: all there, before anything starts.
+    """The shards, models, policies and labels that a recipe names, as they are now: all there, before anything starts.
 
     Errors: UsageError with the line of what is not there.
     """
@@ -117,6 +118,12 @@ def check_inputs(recipe: Recipe) -> dict[str, Any]:
         for name in ("model", "learner"):
             if given and given.get(name):
                 found[f"{section}.{name}"] = _model(recipe, (*section.split("."), name), given[name])
+    for section in ("score", "train"):
+        given = sections[section] or {}
+        with _named(recipe, (section, "policy" if given.get("policy") else "labels")):
+            policy = asked_policy(given.get("policy"), given.get("labels"), given.get("on"))
+        if policy is not None:
+            found[f"{section}.policy"] = policy.settings.model_dump()
     if recipe.reference is not None:
         found["reference"] = _model(recipe, ("reference",), recipe.reference)
     if recipe.eval is not None and recipe.eval.get("zeroshot"):

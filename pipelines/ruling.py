@@ -40,20 +40,28 @@ class Memberships:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A policy over a whole run: its bounds, who is in which group, and members [T][G] of each super-batch."""
+    """A policy over a whole run: its bounds, who is in which group, what is ahead of each super-batch and the last."""
 
     bounds: tuple[Bounds, ...]
     memberships: Memberships
-    present_TG: tuple[tuple[int, ...], ...]
+    ahead_T: tuple[Ahead, ...]
+    last: int
+
+    @classmethod
+    def over(
+        cls, bounds: tuple[Bounds, ...], memberships: Memberships, present_TG: NDArray[np.int64], sizes: Sequence[int]
+    ) -> Rule:
+        """Of super-batches that give `sizes` samples, with these members among what may be drawn."""
+        later_TG = present_TG.sum(axis=0) - present_TG.cumsum(axis=0)
+        ahead = tuple(Ahead(sum(sizes), tuple(later_G)) for later_G in later_TG.tolist())
+        return cls(bounds, memberships, ahead, max((t for t, size in enumerate(sizes) if size), default=0))
 
     def begin(self) -> State:
         return State.empty(self.bounds)
 
-    def on(self, state: State, sizes: Sequence[int], number: int) -> Ruled:
-        """What super-batch `number` has to keep to, where they give `sizes` samples each."""
-        later_G = tuple(sum(counts) for counts in zip(*self.present_TG[number + 1 :], strict=True))
-        ahead = Ahead(sum(sizes), later_G or (0,) * len(self.bounds))
-        return Ruled(self.bounds, self.memberships, state, ahead, last=not any(sizes[number + 1 :]))
+    def on(self, state: State, number: int) -> Ruled:
+        """What super-batch `number` has to keep to."""
+        return Ruled(self.bounds, self.memberships, state, self.ahead_T[number], last=number >= self.last)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ O(B D): the embeddings of one super-batch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def select_super_batch(spec: SelectSpec) -> Receipt:
 
 
 def _select(spec: SelectSpec, attempt: Attempt) -> dict[str, Any]:
-    rows = _candidates(spec)
+    rows = _candidates(spec, _scored(spec))
     reason_B, detail_B = _find_duplicates(rows, spec.settings)
     unique_U = np.flatnonzero(reason_B == "")
     size = min(spec.batch.size, len(unique_U))
@@ -92,10 +92,16 @@ def _select(spec: SelectSpec, attempt: Attempt) -> dict[str, Any]:
     } | ruled
 
 
-def _candidates(spec: SelectSpec) -> pa.Table:
+def drawable(spec: SelectSpec) -> pa.Table:
+    """sample_id, shard and row of the candidates that may be drawn: readable, and no duplicate of another."""
+    rows = _candidates(spec)
+    reason_B, _ = _find_duplicates(rows, spec.settings)
+    return rows.select(["sample_id", "shard", "row"]).filter(pa.array(reason_B == ""))
+
+
+def _candidates(spec: SelectSpec, scored: Sequence[str] = ()) -> pa.Table:
     """The super-batch's readable rows, with their shard and row numbers, in the order of their ids."""
-    asked = [name for name in (*scores.TOWERS, "alignment") if name.startswith(_prefixes(spec))]
-    columns = ["sample_id", "key", "reason", "image_digest", "caption_digest", "dhash", *asked]
+    columns = ["sample_id", "key", "reason", "image_digest", "caption_digest", "dhash", *scored]
     parts = []
     for piece in spec.batch.pieces:
         table = scores.read_table(spec.tables[piece.shard][0], columns)
@@ -105,10 +111,11 @@ def _candidates(spec: SelectSpec) -> pa.Table:
     return pa.concat_tables(parts).sort_by([("sample_id", "ascending"), ("shard", "ascending")]).combine_chunks()
 
 
-def _prefixes(spec: SelectSpec) -> tuple[str, ...]:
+def _scored(spec: SelectSpec) -> list[str]:
     """The columns that the criterion asks for: embeddings of models, or scores."""
     needed = {"learnability": ("ref_", "learner_"), "easy-reference": ("ref_",), "hard-learner": ("learner_",)}
-    return {**needed, "alignment": ("alignment",)}[spec.settings.criterion]
+    prefixes = {**needed, "alignment": ("alignment",)}[spec.settings.criterion]
+    return [name for name in (*scores.TOWERS, "alignment") if name.startswith(prefixes)]
 
 
 def _find_duplicates(rows: pa.Table, settings: SelectSettings) -> tuple[NDArray[np.object_], NDArray[np.object_]]:

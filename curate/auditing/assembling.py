@@ -85,6 +85,8 @@ def assemble(
         if made is not None:
             columns[mine] = dataclasses.replace(made, name=mine)
             notes += [note] if note else []
+        elif name in request.named and mine == name and name not in (COPIES, CLUSTERS):
+            notes.append(f"{name} could not be compared: nothing is known of it in this pool")
     columns = _with_errors(columns, request)
     strata, lost = strata_of(request.confounders, columns, traits, rows)
     return Assembled(tuple(columns.values()), strata, (*notes, *lost), clusters, copies, match)
@@ -139,7 +141,7 @@ def _named(
 ) -> dict[str, Column]:
     """The columns that the request names beside its labels and ours: json fields, then columns of the pool's table."""
     found: dict[str, Column] = {}
-    for name in request.columns:
+    for name in request.named:
         if {name, shown(name)} & {*taken, *request.label_columns} or (wanted is not None and shown(name) not in wanted):
             continue
         field = FIELD + name.removeprefix(FIELD)

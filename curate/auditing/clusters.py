@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.auditing.columns import UNKNOWN, Column
-from curate.duplicates import NEAR_BITS, near_originals
+from curate.duplicates import NEAR_BITS, first_rows, near_originals
 from curate.errors import UsageError
 
 FEWEST: Final = 2
@@ -108,8 +108,8 @@ def near_duplicates(
     N = len(dhash_N)
     known_N = np.ones(N, bool) if known_N is None else known_N
     rows = np.flatnonzero(known_N)
-    near_N = near_originals(dhash_N[rows], bits) if bits else _first_of(dhash_N[rows])
-    ends = [rows[near_N], rows[_first_of(image_digest_N[rows])]] if len(rows) else []
+    near_N = near_originals(dhash_N[rows], bits) if bits else first_rows(dhash_N[rows])
+    ends = [rows[near_N], rows[first_rows(image_digest_N[rows])]] if len(rows) else []
     one = np.concatenate([rows] * len(ends)) if ends else rows
     other = np.concatenate(ends) if ends else rows
     _, label_N = connected_components(coo_array((np.ones(len(one), bool), (one, other)), shape=(N, N)), directed=False)
@@ -125,12 +125,6 @@ def _copies_column(units_N: NDArray[np.int64], known_N: NDArray[np.bool_], bits:
     return Column(
         "near-duplicates", "duplicate", provenance, COPIES, np.where(known_N, code_N, UNKNOWN).astype(np.int32)
     )
-
-
-def _first_of(digest_N: NDArray[np.uint8]) -> NDArray[np.int64]:
-    keys = np.ascontiguousarray(digest_N).view(f"V{digest_N.shape[1]}").ravel()
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    return first[inverse]
 
 
 def _unit(embedding_MD: NDArray[Any]) -> NDArray[np.float32]:
@@ -149,7 +143,7 @@ def _fit(unit_MD: NDArray[np.float32], K: int, seed: int) -> tuple[NDArray[np.in
 
     with _one_thread(faiss):
         fitted = faiss.Kmeans(
-            unit_MD.shape[1], K, niter=ROUNDS, seed=seed, spherical=True, max_points_per_centroid=256,
+            unit_MD.shape[1], K, niter=ROUNDS, seed=seed & 0x7FFFFFFF, spherical=True, max_points_per_centroid=256,
             min_points_per_centroid=1,
         )  # fmt: skip
         fitted.train(unit_MD)

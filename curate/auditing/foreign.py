@@ -9,6 +9,7 @@ process, as fast as `curate.auditing.traits` reads them; the pool's table is hel
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +29,9 @@ from curate.errors import UsageError
 LEAST_FOUND: Final = 0.95
 CAPTIONS: Final = ("caption", "text")
 SIZES: Final = {"width": ("width", "original_width"), "height": ("height", "original_height")}
+SHA256: Final = "sha256"  # of the image's bytes, as DataComp has it
+DIGEST: Final = "image_digest"
+_HEX: Final = re.compile("[0-9a-fA-F]{64}")
 _BATCH: Final = 65_536
 _SCALAR: Final = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
 
@@ -168,7 +172,10 @@ def _caption_column(table: pa.Table, asked: str | None) -> str | None:
 
 def _rows(table: pa.Table) -> pa.Table:
     """The pool's own columns under the names that an audit knows, and a number for each row."""
-    columns = {name: _plain(table[name]) for name in table.column_names if name not in (*OUTCOMES, "sample_id")}
+    own = (*OUTCOMES, "sample_id", DIGEST, "dhash")
+    columns = {name: _plain(table[name]) for name in table.column_names if name not in own}
+    if SHA256 in columns and _is_text(table[SHA256].type):
+        columns[DIGEST] = _digests(columns[SHA256])
     for name, known_as in SIZES.items():
         there = next((one for one in known_as if one in columns and _is_size(table[one].type)), None)
         columns.pop(name, None)
@@ -179,6 +186,12 @@ def _rows(table: pa.Table) -> pa.Table:
     padded[:, 8:] = np.frombuffer(numbers, np.uint8).reshape(-1, 8)
     ids = pa.Array.from_buffers(pa.binary(16), len(table), [None, pa.py_buffer(padded.tobytes())])
     return pa.table({"sample_id": ids, **columns})
+
+
+def _digests(column: pa.ChunkedArray) -> pa.Array:
+    """Hexadecimal digits as 32 bytes; null where they are none."""
+    texts = (text if text is not None and _HEX.fullmatch(text) else None for text in column.to_pylist())
+    return pa.array([None if text is None else bytes.fromhex(text) for text in texts], pa.binary(32))
 
 
 def _traits(table: pa.Table, rows: pa.Table, text: str | None, settings: TraitSettings, name: str) -> pa.Table:

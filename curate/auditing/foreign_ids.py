@@ -78,12 +78,19 @@ def _read(file: Path, there: Sequence[str], on: str | None) -> tuple[str, pa.Arr
     if start == b"\x93NUMPY":
         if on == "key":
             raise UsageError(f"{file}: it holds uids; leave --on key out")
-        return "uid", ids_of(pa.array(uid_strings(from_npy(file.read_bytes())), pa.string()), "uid")
+        return "uid", ids_of(pa.array(_of_npy(file), pa.string()), "uid")
     if start[:4] == b"PAR1":
         return _of_parquet(file, there, on)
     if file.suffix.lower() not in (".txt", ".csv", ".lst", ""):
         raise UsageError(f"{file}: the selected are a .npy of DataComp uids, a .txt of ids line by line, or a parquet")
     return _of_lines(file, there, on)
+
+
+def _of_npy(file: Path) -> list[str]:
+    try:
+        return list(uid_strings(from_npy(file.read_bytes())))
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error
 
 
 def _of_parquet(file: Path, there: Sequence[str], on: str | None) -> tuple[str, pa.Array]:

@@ -93,11 +93,13 @@ def _binned(column: pa.ChunkedArray) -> Labels | None:
     return bins(column.cast(pa.float64()).to_numpy(zero_copy_only=False), STRATA)
 
 
-def _labels(column: Column) -> Labels:
+def _labels(column: Column) -> Labels | None:
     if column.codes_N is None:
         raise UsageError(
             f"--confounder {column.name!r}: its groups overlap, and strata exclude each other; name a column of labels"
         )
+    if not column.is_known.any():
+        return None
     return np.array([*column.names, None], object)[column.codes_N]
 
 

@@ -67,8 +67,12 @@ def mention_column(traits: pa.Table, name: str, facts: Mapping[str, Any]) -> Col
 
 def copies_of(rows: pa.Table) -> tuple[Copies | None, str]:
     """Near-duplicates of the pool and a note, where the rows have image digests and hashes."""
-    if not {"image_digest", "dhash"} <= set(rows.column_names) or rows["dhash"].null_count == len(rows):
+    if "image_digest" not in rows.column_names or rows["image_digest"].null_count == len(rows):
         return None, "the pool has no image hashes: near-duplicates are counted as samples of their own"
+    if "dhash" not in rows.column_names or rows["dhash"].null_count == len(rows):
+        digest_N32, known_N = _bytes(rows["image_digest"]), pc.is_valid(rows["image_digest"]).to_numpy()
+        copies = near_duplicates(digest_N32, digest_N32, known_N=known_N, bits=0)
+        return copies, "the pool has digests of its images alone: only those with the same bytes are taken for copies"
     known_N = pc.is_valid(rows["dhash"]).to_numpy()
     digest_N32, dhash_N32 = (_bytes(rows[name]) for name in ("image_digest", "dhash"))
     if len(rows) <= MOST_COMPARED:

@@ -63,7 +63,7 @@ def placebo(
 
 def random_selection(rows: int, size: int, clusters: Clusters | None, *, seed: int, draw: int) -> NDArray[np.bool_]:
     """`size` rows by chance [N]; the rows of a cluster with about its correlation rho."""
-    random = np.random.Generator(np.random.Philox(key=[seed, draw]))
+    random = np.random.Generator(np.random.Philox(key=np.array([seed, draw], np.uint64)))
     score_N = random.standard_normal(rows)
     if clusters is not None:
         shared = math.sin(math.pi / 2 * clusters.rho)  # the normals' correlation for signs correlated by rho

@@ -64,7 +64,11 @@ class AuditRequest:
             _check_names("--intersect", names)
             if len(names) < 2:
                 raise UsageError(f"--intersect {shown(','.join(names))}: name two columns or more, with a comma")
-        made = [name for name in (*self.columns, *self.confounders) if name in OUTCOMES]
+        if len({frozenset(names) for names in self.intersect}) < len(self.intersect):
+            raise UsageError("--intersect: the same columns are crossed twice")
+        if not 0 <= self.seed < 2**64:
+            raise UsageError(f"--seed {self.seed}: a whole number from 0, below 2**64")
+        made = [name for name in (*self.named, *self.confounders) if name in OUTCOMES]
         if made:
             raise UsageError(f"{made[0]!r} is what the selection did; its groups cannot show what the selection did")
         self.label_columns  # noqa: B018 - these read the files: bad ones are refused now
@@ -72,6 +76,11 @@ class AuditRequest:
         twice = [name for name in map(shown, self.label_columns) if name in self.predicted]
         if twice:
             raise UsageError(f"{twice[0]!r} is a column of the labels and of the attributes; rename one of them")
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The columns that are asked for, those to be crossed among them."""
+        return tuple(dict.fromkeys((*self.columns, *(name for names in self.intersect for name in names))))
 
     @cached_property
     def traits(self) -> TraitSettings:
@@ -84,7 +93,7 @@ class AuditRequest:
         skipped = {*self.label_columns, CAPTION_LENGTH}
         asked = (
             name
-            for name in (*self.columns, *self.confounders)
+            for name in (*self.named, *self.confounders)
             if name not in skipped and shown(name) not in self.predicted
         )
         fields = dict.fromkeys(name.removeprefix(FIELD) for name in asked)
@@ -96,7 +105,7 @@ class AuditRequest:
         if self.labels is None:
             return ()
         there = [name for name in label_names(self.labels) if name not in JOINS]
-        return tuple(name for name in there if name in self.columns) or tuple(there)
+        return tuple(name for name in there if name in self.named) if {*there} & {*self.columns} else tuple(there)
 
     @cached_property
     def zero_shot(self) -> Attributes | None:

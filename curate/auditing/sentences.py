@@ -7,6 +7,7 @@ what could have been seen. The ratio of 0.8 is a screening ratio, not a legal te
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Final
 
 from curate.auditing.association import Association
@@ -141,6 +142,8 @@ def silence(column: ColumnAudit) -> list[str]:
     quiet = [row for row in column.groups if row.level == "not detected"]
     blind = [row for row in quiet if row.could_see.below is None]
     lines = said if column.unknown_share else []
+    for why, groups in Counter(row.untested for row in column.groups if row.pool and row.untested).items():
+        lines = [*lines, f"{shown(column.name)}: {groups} of {len(column.groups)} groups could not be compared: {why}"]
     if blind:
         lines = [
             *lines,

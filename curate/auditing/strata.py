@@ -42,6 +42,7 @@ class Conditional:
     `p` tests whether it is 1, `homogeneity_p` whether it is the same in every stratum (None below two).
     `explains`, whether the confounder could explain the crude ratio, by the logarithms: "no" where more than half of it
     remains and the interval leaves out 1, "in part" where less does, "yes" where less does and the interval holds 1.
+    Where none was selected, with the confounder held fixed as without, it is "no" if the interval leaves out 1.
     """
 
     confounder: str
@@ -95,12 +96,18 @@ def _mantel_haenszel(
     k: NDArray[np.float64], n: NDArray[np.float64], c: NDArray[np.float64], m: NDArray[np.float64]
 ) -> Ratio:
     total = n + m
+    none, others_none = not k.any(), not c.any()
+    if none:  # half a row of the side without any, spread over its strata, for the limits only: as in the crude ratio
+        k = 0.5 * n / n.sum()
+    if others_none:
+        c = 0.5 * m / m.sum()
     above, below = float((k * m / total).sum()), float((c * n / total).sum())
-    if not above or not below:
-        return Ratio(0.0, 0.0, np.inf) if not above else Ratio(np.inf, 0.0, np.inf)
     variance = float(((n * m * (k + c) - k * c * total) / total**2).sum()) / (above * below)
     half = Z95 * np.sqrt(max(0.0, variance))
-    return Ratio(above / below, above / below * float(np.exp(-half)), above / below * float(np.exp(half)))
+    value, reach = above / below, float(np.exp(half))
+    if none or others_none:
+        return Ratio(0.0, 0.0, value * reach) if none else Ratio(np.inf, value / reach, np.inf)
+    return Ratio(value, value / reach, value * reach)
 
 
 def _cochran(
@@ -122,8 +129,10 @@ def _woolf(k: NDArray[np.float64], n: NDArray[np.float64], c: NDArray[np.float64
 
 
 def _explains(crude: Ratio | None, held: Ratio | None) -> Explains:
-    if crude is None or held is None or not 0 < crude.value < np.inf or not 0 < held.value < np.inf:
+    if crude is None or held is None:
         return "undecided"
+    if not 0 < crude.value < np.inf or not 0 < held.value < np.inf:  # none selected, here or there
+        return "no" if held.value == crude.value and (held.low > 1 or held.high < 1) else "undecided"
     was, still = np.log(crude.value), np.log(held.value)
     if held.low > 1 or held.high < 1:
         if was * still < 0:

@@ -41,8 +41,9 @@ def audit(
 
     Groups are labels, metadata, words in captions (mentions, not people depicted), script and language, image sizes,
     near-duplicates, and clusters of the reference's embeddings. Leaves report.html (one file, no network), audit.json,
-    groups.parquet and assignments.parquet. Exit codes: 0 done, and with --policy passed; 1 the policy is violated,
-    2 it cannot be met, or wrong usage; 3 indeterminate (coverage or power too low to tell).
+    groups.parquet and assignments.parquet. Exit codes: 0 done, and with --policy passed; 1 the policy is violated, or
+    what is needed cannot be read or written; 2 the policy cannot be met, or wrong usage; 3 indeterminate (coverage or
+    power too low to tell); 4 a shard is not what was scored. Where no report was made, standard error says why.
 
     Example: curate audit filtered --labels labels.csv --columns gender language --intersect gender,language
 
@@ -50,7 +51,7 @@ def audit(
     ----------
     out
         An output of `curate score`, `select`, `write` or `train`; with --selected, the parquet of a pool that another
-        tool selected from (columns key or uid; text or caption, url, width, height where they are known).
+        tool selected from (columns key or uid; text or caption, url, width, height, sha256 of the image where known).
     selected
         What another tool selected: DataComp uids (.npy), or keys or uids (.txt, one in a line; .parquet).
     labels

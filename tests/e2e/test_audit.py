@@ -136,6 +136,13 @@ def test_the_exit_code_is_the_policys_verdict(
     assert json.loads((tmp_path / "audit" / "audit.json").read_bytes())["verdict"]["exit_code"] == code
 
 
+def test_a_policy_narrows_no_audit(selection: Path, tones: Path, tmp_path: Path) -> None:
+    """Without --columns every label is audited, whichever of them the policy names."""
+    file = policy(tmp_path / "policy.yaml", "min_count: 1", "light")
+    result = audit(selection, labels=tones, on="sample_id", policy=file, to=tmp_path / "audit", **INLINE)
+    assert {"tone", "coin", "caption language"} <= {column.name for column in result.audit.columns}
+
+
 def test_json_prints_one_value(selection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`--json` prints the audit as one JSON value on standard output and nothing else."""
     assert main(["audit", str(selection), "-o", str(tmp_path / "audit"), "--engine", "inline", "--json"]) == 0
@@ -224,3 +231,24 @@ def test_there_is_nothing_to_audit_before_a_selection(pool: Path, tiny_checkpoin
         audit(tmp_path / "scored", **INLINE)
     with pytest.raises(UsageError, match="no run of curate there"):
         audit(pool, **INLINE)
+
+
+def test_a_report_replaces_nothing_but_a_report(selection: Path, training: TrainingRun, tmp_path: Path) -> None:
+    """A run of curate has a report of its own; a report.html without audit.json beside it is someone else's."""
+    other = tmp_path / "other"
+    other.mkdir()
+    written(other / "report.html", "mine")
+    for target in (selection, training.run):
+        with pytest.raises(UsageError, match="an output of curate"):
+            audit(selection, to=target, **INLINE)
+    with pytest.raises(UsageError, match="no audit's"):
+        audit(selection, to=other, **INLINE)
+    assert (other / "report.html").read_text() == "mine"
+
+
+def test_with_another_directory_a_training_stays_as_it_was(training: TrainingRun, tmp_path: Path) -> None:
+    """What had to be read of its shards lies beside the report."""
+    before = {*training.run.rglob("*")}
+    audit(training.run, to=tmp_path / "audit", **INLINE)
+    audit(training.run, to=tmp_path / "audit", **INLINE)
+    assert {*training.run.rglob("*")} == before

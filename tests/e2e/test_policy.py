@@ -29,6 +29,7 @@ from tests.e2e.policies import (
     write_policy,
 )
 from tests.e2e.pools import check_run, make_pool, published
+from tests.making import make_samples, make_tar
 
 TIGHT = {"a": {"min_share": 0.55}, "b": {"max_ratio": 0.5}}  # of thirds
 OF_POLICY = {"certificate.json", "README.md", "croissant.json", "meta.json"}  # these tell of it
@@ -292,6 +293,26 @@ def test_a_policy_that_no_selection_can_keep_is_refused_by_line_and_field(
         curate.select(plain, to=tmp_path / "out", policy=path, labels=labels, engine="inline")
     assert raised.value.exit_code == 2
     assert not (tmp_path / "out" / "_curate" / "RUN.json").exists()
+
+
+def test_a_duplicate_is_nobody_that_could_be_drawn(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Ten of a group, each there twice, are five: six are refused, and five are found in their super-batches."""
+    pairs = make_samples(40)
+    twice = [(key, pairs[n // 2 * 2][1]) for n, (key, _) in enumerate(pairs)]
+    make_tar(tmp_path / "pool.tar", twice)
+    score(tmp_path / "pool.tar", tmp_path / "out", tiny_checkpoint, super_batch=20)
+    labels = write_labels(tmp_path / "l.csv", {"few": lambda n: str(n < 4 or n >= 34)}, samples=40)
+    asked: dict[str, Any] = {"labels": labels, "engine": "inline"}
+    six = write_policy(tmp_path / "p.yaml", {"few": {"True": {"min_count": 6}}})
+    with pytest.raises(UsageError, match=r"few=True at least 6 of 5 in the pool: .* Selected are 8 of 20"):
+        curate.select(tmp_path / "out", policy=six, **asked)
+    curate.select(tmp_path / "out", to=tmp_path / "all", deduplicate="off", policy=six, **asked)
+    assert [row["C"] for row in certificate_of(tmp_path / "all")["groups"]] == [6]
+    five = write_policy(tmp_path / "p.yaml", {"few": {"True": {"min_count": 5}}})
+    result = curate.select(tmp_path / "out", policy=five, **asked)
+    assert result.certificate is not None
+    assert [(row["n"], row["C"]) for row in result.certificate["groups"]] == [(5, 5)]
+    assert result.certificate["draws_with_conflict"] == 0
 
 
 def test_a_column_that_only_warns_refuses_nothing(plain: Path, labels: Path, tmp_path: Path) -> None:

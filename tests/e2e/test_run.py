@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from curate.models import configs
 from curate.models.load import load_model
 from curate.pipelines import rounds
 from curate.receipts import Store
+from curate.recipe import read_recipe
 from tests.conftest import MINI
 from tests.making import make_samples, make_tar
 
@@ -218,6 +220,28 @@ def test_what_cannot_be_is_said_before_anything_starts(place: Path, capsys: pyte
         for words in ((), ("--dry-run",)):
             assert main(["run", "bad.yaml", *words]) == 2
             assert f"curate: {named}" in capsys.readouterr().err
+    assert not (place / "bad").exists()
+
+
+def test_a_policy_is_an_input_like_others(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistake in a policy of any section is told before anything starts; text and labels are pinned."""
+    (place / "labels.csv").write_text("key,side\n000000000,few\n")
+    columns = "columns: [{column: side, source: a test, groups: [few], min_ratio: 0.5}]"
+    head = "schema: 1\nauthor: A. Expert\ndate: 2026-11-22\nrationale: a test\n"
+    recipe = RECIPE.replace("mine", "bad").replace("keep: 0.5", "keep: 0.5, labels: labels.csv, policy: p.yaml")
+    for text, policy, named in (
+        (recipe, columns.replace("few", "fex"), "bad.yaml:6: score.policy: p.yaml:5: columns.0.groups.0: no group"),
+        (recipe.replace("policy: p.yaml", "gain: 9"), columns, "bad.yaml:6: score.labels: --labels: labels give gro"),
+        (RECIPE.replace("  steps: 3", "  steps: 3\n  policy: q.yaml"), columns, "bad.yaml:11: train.policy: "),
+    ):
+        (place / "bad.yaml").write_text(text)
+        (place / "p.yaml").write_text(head + policy)
+        assert main(["run", "bad.yaml"]) == 2
+        assert f"curate: {named}" in capsys.readouterr().err.replace(f"{place}/", "")
+    (place / "bad.yaml").write_text(recipe)
+    found = rounds.check_inputs(read_recipe(place / "bad.yaml"))["score.policy"]
+    assert found["text"] == head + columns
+    assert found["labels"] == hashlib.sha256((place / "labels.csv").read_bytes()).hexdigest()
     assert not (place / "bad").exists()
 
 

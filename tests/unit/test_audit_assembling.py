@@ -262,6 +262,26 @@ def test_what_nothing_is_known_of_is_not_held_fixed_and_said() -> None:
     made = assemble(rows, traits_of(rows, [None] * 3, request), request)
     assert made.strata == {}
     assert "caption length could not be held fixed: nothing is known of it in this pool" in made.notes
+    blank = small(AuditRequest(confounders=("blank",)), blank=pa.nulls(6, pa.string()))
+    assert blank.strata == {}
+    assert "blank could not be held fixed: nothing is known of it in this pool" in blank.notes
+
+
+def test_columns_to_be_crossed_come_along(tmp_path: Path) -> None:
+    """Of the pool's table and of the labels, whether or not others are named."""
+    file = csv(tmp_path / "l.csv", "key,tone,age group,other\nk0,a,x,1\nk1,b,y,1\nk2,a,y,1\n")
+    crossed = AuditRequest(labels=file, intersect=(("tone", "wide"),))
+    assert {"tone", "age group", "other", "wide"} <= set(small(crossed, wide=[1, 2] * 3).named())
+    narrow = AuditRequest(labels=file, columns=("tone",), intersect=(("tone", "age group"),))
+    assert narrow.label_columns == ("tone", "age group")
+
+
+def test_a_column_of_ours_that_is_asked_for_in_vain_is_noted() -> None:
+    """A pool without URLs says nothing of countries, and says so."""
+    assert any(
+        "url country could not be compared" in note for note in small(AuditRequest(columns=("url country",))).notes
+    )
+    assert not any("could not be compared" in note for note in small().notes)
 
 
 def test_only_wanted_columns_are_made(tmp_path: Path) -> None:
@@ -306,6 +326,10 @@ def test_stated_label_errors_reach_their_column() -> None:
         ({"columns": ("score",)}, "is what the selection did"),
         ({"confounders": ("status",)}, "is what the selection did"),
         ({"intersect": (("gender",),)}, "name two columns or more"),
+        ({"intersect": (("gender", "age"), ("age", "gender"))}, "crossed twice"),
+        ({"intersect": (("gender", "score"),)}, "is what the selection did"),
+        ({"seed": -1}, "a whole number from 0"),
+        ({"seed": 2**64}, "below 2\\*\\*64"),
         ({"lexicons": ("genders",)}, "name a set \\(gender, age, identity\\) or a file"),
         ({"labels": Path("nowhere.csv")}, "nowhere.csv: No such file"),
     ],

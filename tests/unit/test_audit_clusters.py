@@ -157,3 +157,10 @@ def test_an_empty_pool_has_no_unit() -> None:
     """No rows, no units."""
     copies = near_duplicates(np.zeros((0, 32), np.uint8), np.zeros((0, 32), np.uint8))
     assert len(copies.units_N) == len(copies.column) == 0
+
+
+def test_any_seed_of_an_audit_is_one_of_the_fit() -> None:
+    """faiss takes 31 bits; larger seeds are cut, smaller ones are taken as they are."""
+    embedding_MD = bundles([40, 40])
+    for seed in (2**31 + 3, 2**64 - 1):
+        assert len(embedding_clusters(embedding_MD, clusters=2, seed=seed).column.names) == 2

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate.auditing.assembling import assemble
+from curate.auditing.audit import audit_columns
 from curate.auditing.concepts import concepts_of, terms_of
 from curate.auditing.foreign import Foreign, read_foreign
 from curate.auditing.lexicons import shipped_lexicons
@@ -230,3 +231,41 @@ def test_terms_of_the_lists_are_no_concepts() -> None:
     terms = terms_of(shipped_lexicons())
     assert {"woman", "mujer", "muslim"} <= terms
     assert "red" not in terms
+
+
+def test_images_with_the_same_digest_are_one_unit(tmp_path: Path) -> None:
+    """DataComp's sha256; what is no digest is a sample of its own, and columns of that name that hold text are none."""
+    digests = ["ab" * 32, "AB" * 32, "cd" * 32, "none"]
+    request = AuditRequest(confounders=())
+    for hashes, units in ((digests, [0, 0, 1, 2]), (None, None)):
+        found = read(tmp_path, "a\nb", sha256=hashes, image_digest=["x"] * 4, dhash=["y"] * 4)
+        made = assemble(found.rows, found.traits, request)
+        assert (None if made.copies is None else made.copies.units_N.tolist()) == units
+    assert any("near-duplicates are counted as samples of their own" in note for note in made.notes)
+
+
+def test_copies_in_a_pool_of_another_tool_raise_no_flags(tmp_path: Path) -> None:
+    """Eight copies of each image, kept or dropped together: 40 groups that nothing happened to."""
+    random, N = np.random.default_rng(3), 4000
+    unit_N, keys = np.repeat(np.arange(N // 8), 8), [f"k{row}" for row in range(N)]
+    groups = [f"g{code}" for code in random.integers(0, 40, N // 8)[unit_N]]
+    kept_N = (random.permutation(N // 8) < N // 40)[unit_N]
+    lines = "\n".join(key for key, kept in zip(keys, kept_N, strict=True) if kept)
+    flags = []
+    for hashes in ([f"{unit:064x}" for unit in unit_N.tolist()], None):
+        found = read(
+            tmp_path, lines, key=keys, uid=None, text=["a cube"] * N, url=None, group=groups, sha256=hashes
+        )  # fmt: skip
+        made = assemble(found.rows, found.traits, AuditRequest(columns=("group",), confounders=()))
+        units_N = None if made.copies is None else made.copies.units_N
+        column = [made.named()["group"]]
+        flags.append(audit_columns(column, found.times_N > 0, clusters_N=units_N, placebos=0).flags)
+    assert flags[0] == 0
+    assert flags[1] > 5
+
+
+def test_a_npy_of_anything_else_is_refused_by_name(tmp_path: Path) -> None:
+    """Not only what is wrong, but with which file."""
+    np.save(tmp_path / "numbers.npy", np.arange(10))
+    with pytest.raises(UsageError, match=r"numbers\.npy: not a DataComp subset file"):
+        read_foreign(pool(tmp_path), tmp_path / "numbers.npy", SETTINGS)

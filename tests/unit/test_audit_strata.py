@@ -86,6 +86,10 @@ def test_homogeneity_is_woolfs() -> None:
         (Ratio(0.5, 0.4, 0.6), [(2, 20, 4, 20)], "undecided"),
         (Ratio(0.5, 0.4, 0.6), [(0, 0, 4, 20), (5, 20, 0, 0)], "undecided"),
         (None, [(100, 1000, 200, 1000)], "undecided"),
+        (Ratio(0.0, 0.0, 0.1), [(0, 80, 60, 80), (0, 70, 90, 100)], "no"),
+        (Ratio(0.0, 0.0, 3.0), [(0, 2, 10, 80), (0, 3, 15, 100)], "undecided"),
+        (Ratio(math.inf, 9.0, math.inf), [(60, 80, 0, 80), (90, 100, 0, 70)], "no"),
+        (Ratio(0.5, 0.4, 0.6), [(0, 80, 60, 80)], "undecided"),
     ],
 )
 def test_what_a_confounder_explains(

@@ -268,3 +268,20 @@ def test_pairs_and_placebos_in_words() -> None:
         chance(Placebo(0, 40, (0, 2, 0)), 5) == "5 flags of 40 tests; 3 random selections of equal size raised 0 to 2"
     )
     assert chance(Placebo(0, 40, ()), 1) == "1 flag; no random selections were audited"
+
+
+def test_groups_that_could_not_be_compared_are_counted_with_the_reason() -> None:
+    """All selected, or a group without a rest: no silence; groups that the pool does not have are left out."""
+    whole = audit_columns({"tone": ["a", "b", "b"], "all": ["x"] * 3}, [True] * 3, placebos=0)
+    assert "Tone: 2 of 2 groups could not be compared: every row was selected." in findings(whole)
+    assert "All: 1 of 1 groups could not be compared: no other rows to compare with." in findings(whole)
+    masks = {"tone": {"a": [True, False, False], "never": [False] * 3}}
+    part = audit_columns(masks, [True, False, False], placebos=0)
+    assert not any("no rows in the pool" in line for line in findings(part))
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 + 5, 2**64 - 1])
+def test_any_seed_gives_placebos(seed: int) -> None:
+    """Also those above a signed number's largest; no warning comes of it."""
+    found = audit_columns({"tone": ["a", "b"] * 50}, [True, False, False, True] * 25, seed=seed, placebos=3)
+    assert len(found.placebo.flags) == 3

@@ -57,3 +57,15 @@ def test_a_chain_of_small_changes_does_not_collapse() -> None:
     bits = np.zeros((3, 256), np.uint8)
     bits[1, :8] = bits[2, :16] = 1
     assert near_originals(np.packbits(bits, axis=1)).tolist() == [0, 0, 2]
+
+
+def test_equal_hashes_are_searched_for_once() -> None:
+    """Thousands of equal pictures among near ones: as the brute force says, and not the square of them in memory."""
+    random = np.random.default_rng(5)
+    few_UD = random.integers(0, 256, (6, 32), dtype=np.uint8)
+    few_UD[3:] = few_UD[:3]
+    few_UD[3:, 0] ^= np.array([1, 3, 255], np.uint8)
+    hash_ND = few_UD[random.integers(0, 6, 300)]
+    assert near_originals(hash_ND).tolist() == brute_force_near(hash_ND, NEAR_BITS)
+    blank_ND = np.zeros((100_000, 32), np.uint8)
+    assert not near_originals(blank_ND).any()

@@ -102,6 +102,10 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
         ("train: {}\nscore: {keep: 0.1, sub_batch: 3}", "r.yaml:7: score.sub_batch: keep and sub_batch both"),
         ("train: {}\nscore: {super_batch: 4, sub_batch: 5}", "r.yaml:7: score.sub_batch: 5 is larger"),
         ("train: {}\nscore:\n  criterion: alignment", "r.yaml:8: score.criterion: alignment needs a small trusted set"),
+        (
+            "train:\n  policy: p\n  labels: l\nscore: {}",
+            "r.yaml:8: train.labels: keys and sample ids are new in the shards that `score` writes",
+        ),
         ("train: {}\neval:", "r.yaml:7: eval: nothing to measure"),
         ("train: {}\neval: {zeroshot: a, pool: 3}", "r.yaml:7: eval.pool: would do nothing without retrieval"),
     ],

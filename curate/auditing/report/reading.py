@@ -15,7 +15,8 @@ LIMITS: Final = (
     "Where nothing was detected, a disparity smaller than the column \u201ccould see\u201d may be there all the same.",
     "Caption length counts words, and letters in scripts without spaces: across languages and scripts it is no common "
     "yardstick, and a ratio within equal length says little there.",
-    "Near-copies weigh less than other samples in a ratio, its interval and its test; in the counts each is one sample.",
+    "Near-copies weigh less than other samples in a ratio, its interval and its test; in the counts each is one "
+    "sample.",
     "The audit compares a selection with its pool. What the pool itself lacks is not seen here.",
 )
 

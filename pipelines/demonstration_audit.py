@@ -112,7 +112,7 @@ def audit_and_repair(
     if labels.count(PLANTED) < FEWEST:
         return None
     policy = path / "policy.yaml"
-    share = math.floor(90 * labels.count(PLANTED) / len(labels)) / 100
+    share = math.floor(900 * labels.count(PLANTED) / len(labels)) / 1000
     replace_file(policy, POLICY.format(share=share).encode())
     asked: dict[str, Any] = {
         "labels": corpus.labels, "columns": LABELS, "policy": policy, "seed": seed, "workers": workers, "quiet": quiet,

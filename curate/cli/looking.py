@@ -22,8 +22,9 @@ def demo(
     """See every pass on a corpus that is drawn here: no network, no GPU, no data, under two minutes on two cores.
 
     Scenes with captions are drawn, faults are planted in them (mismatched and boilerplate captions, near-duplicates,
-    blur), a small reference is fitted on a clean part, and the pool is scored, selected, written and verified. Then two
-    learners train on the faulty pool side by side, one on uniform draws, one on joint ones.
+    blur), a small reference is fitted on a clean part, and the pool is scored, selected, written and verified. An audit
+    then finds the group that the reference treats unevenly, and a policy repairs it. Last, two learners train on the
+    faulty pool side by side, one on uniform draws, one on joint ones.
 
     Example: curate demo -o demo --samples 800
 

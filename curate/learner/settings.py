@@ -145,6 +145,11 @@ class TrainSettings:
                 self.lag > 0 and criterion in ("uniform", "alignment"),
                 f"a lag of scores means nothing to criterion {criterion!r}",
             ),
+            (
+                self.lag > 0 and criterion == "easy-reference" and self.handover == "off",
+                "a lag of scores means nothing to criterion 'easy-reference' without a handover: the learner is not "
+                "asked",
+            ),
         )
 
     @property

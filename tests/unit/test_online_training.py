@@ -274,6 +274,7 @@ def test_the_same_command_on_a_finished_run_does_nothing(shards: list[Path], tmp
         ({"criterion": "random"}, "criterion 'random' is unknown; choose uniform, learnability"),
         ({"estimator": "magic"}, "estimator 'magic' is none of"),
         ({"scoring": "flexi", "criterion": "uniform"}, "do not go together"),
+        ({"lag": 2, "criterion": "easy-reference", "handover": "off"}, "the learner is not asked"),
         ({"reference": None}, "needs a reference model"),
         ({"criterion": "alignment"}, "--trusted"),
     ],

@@ -98,10 +98,7 @@ def train(
     against = [local_output(run) for run in baselines]
     reported = partial(write_report, output=files.report, baselines=against, grams_per_kwh=grams_per_kwh)
     _check_report(against, grams_per_kwh)
-    if overwrite:
-        _check_overwriting(files.root, chosen, [path for path in (cache, *against) if path is not None])
-    if teed is not None:
-        _check_tee(files, teed)
+    _check_places(files, chosen, [path for path in (cache, *against) if path is not None], teed, overwrite=overwrite)
     where = Where(cache, workers, scheduler, engine, allow_remote_scheduler, quiet)
     start, sources = prepare(chosen), tuple(expand_shards(shards))
     with ExitStack() as stack:
@@ -133,10 +130,10 @@ def train(
             start.module, files.root, architecture=start.architecture, training=record, feedforward=start.feedforward
         )
     report = reported(path)
-    factor = measured_factor(course.ledger, course.plain)
-    seconds = time.perf_counter() - began
-    kept = _certificate(files)
-    return TrainResult(path, course.step, seconds, tail(course.losses), samples, skipped, report, factor, kept)
+    factor, seconds = measured_factor(course.ledger, course.plain), time.perf_counter() - began
+    return TrainResult(
+        path, course.step, seconds, tail(course.losses), samples, skipped, report, factor, _certificate(files)
+    )
 
 
 def _certificate(files: RunFiles) -> dict[str, Any] | None:
@@ -165,6 +162,16 @@ def _fitted(
         course = fit(start, candidates, settings, replace(extras, measure=measure, team=team, kept=teeing))
         teeing(final=True)
     return course
+
+
+def _check_places(
+    files: RunFiles, settings: TrainSettings, others: Sequence[Path], teed: Path | None, *, overwrite: bool
+) -> None:
+    """Refuse to remove what the run is made of, and a bad place for the new shards, before the work."""
+    if overwrite:
+        _check_overwriting(files.root, settings, others)
+    if teed is not None:
+        _check_tee(files, teed)
 
 
 def _nothing(final: bool = False) -> None:

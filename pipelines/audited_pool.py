@@ -26,7 +26,7 @@ from curate.errors import UsageError, VerificationError
 from curate.ledger import ledger_files
 from curate.pipelines.engine import Engine
 from curate.pipelines.originals import OriginalSpec, by_digest, describe_shard, stored_scores
-from curate.pipelines.passes import run_units
+from curate.pipelines.passes import Passing, run_units
 from curate.receipts import Store
 from curate.run_record import TeeRecord, read_record, run_path
 from curate.shards.sources import ShardSource
@@ -166,16 +166,8 @@ def _described(training: Training, engine: Engine, place: Path, *, quiet: bool) 
         for source, digest in zip(training.inputs, training.digests, strict=True)
     ]
     sizes = [source.size / 1e6 for source in training.inputs]
-    receipts = run_units(Running(engine, quiet), "describe", describe_shard, specs, sizes, "MB")
+    receipts = run_units(Passing(engine, quiet), "describe", describe_shard, specs, sizes, "MB")
     return [store.locate(receipt.outputs[0]) for receipt in receipts]
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """What runs units, and whether it may say so."""
-
-    engine: Engine
-    quiet: bool
 
 
 def _by_digest(scored: Path, digests: Sequence[str]) -> list[Path | None]:

@@ -33,8 +33,9 @@ from curate.auditing.request import CAPTION_LENGTH, AuditRequest
 from curate.auditing.sentences import findings
 from curate.errors import UsageError
 from curate.pipelines.audit_files import REPORT, Audited, AuditResult, write_audit
-from curate.pipelines.audited_pool import AuditedPool, Running, read_selection
+from curate.pipelines.audited_pool import AuditedPool, read_selection
 from curate.pipelines.engine import Mode, open_engine
+from curate.pipelines.passes import Passing
 from curate.pipelines.predicting import predict
 from curate.pipelines.runner import local_output
 from curate.pipelines.traits import read_traits, traits_pass
@@ -63,16 +64,18 @@ class _Question:
         """The columns to make; None: all that the pool allows."""
         if not self.columns:
             return None
-        crossed = (name for names in self.request.intersect for name in names)
-        return {shown(name) for name in (*self.columns, *crossed, *self.request.confounders, *self.bounded, COPIES)}
+        return {shown(name) for name in (*self.columns, *self.crossed, *self.request.confounders, *self.bounded, COPIES)}
+
+    @property
+    def crossed(self) -> tuple[str, ...]:
+        return tuple(name for names in self.request.intersect for name in names)
 
     @property
     def bounded(self) -> tuple[str, ...]:
         return () if self.policy is None else tuple(column.name for column in self.policy.columns)
 
     def shows(self, column: Column) -> bool:
-        crossed = (name for names in self.request.intersect for name in names)
-        return not self.columns or column.name in {shown(name) for name in (*self.columns, *crossed, *self.bounded)}
+        return not self.columns or column.name in {shown(name) for name in (*self.columns, *self.crossed, *self.bounded)}
 
 
 def audit(
@@ -121,7 +124,7 @@ def audit(
     with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
         pool = read_selection(path, running, place=path if to is None else target, quiet=quiet)
         store = Store.of(path if to is None else target)
-        units = Running(running, quiet)
+        units = Passing(running, quiet)
         made = traits_pass(units, store, pool.sources, asked.request.traits)
         guessed = None
         if asked.request.zero_shot is not None:

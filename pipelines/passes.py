@@ -183,6 +183,14 @@ class Running(Protocol):
     def quiet(self) -> bool: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """A `Running` for a pass that belongs to no pinned run of `curate score`."""
+
+    engine: Engine
+    quiet: bool
+
+
 def run_units(
     job: Running,
     title: str,

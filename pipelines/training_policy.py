@@ -22,7 +22,8 @@ from curate.learner.dataset import Opened
 from curate.learner.files import RunFiles, forget
 from curate.learner.policing import Policing, refuse_impossible
 from curate.learner.settings import TrainSettings
-from curate.pipelines.engine import Engine, open_engine
+from curate.pipelines.engine import open_engine
+from curate.pipelines.passes import Passing
 from curate.pipelines.reference_pass import Where
 from curate.pipelines.ruling import as_members, membership_schema
 from curate.pipelines.traits import read_traits, traits_pass
@@ -73,14 +74,6 @@ def policed(
 
 
 @dataclass(frozen=True, slots=True)
-class _Passing:
-    """What the pass over the captions runs on."""
-
-    engine: Engine
-    quiet: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _Making:
     given: GivenPolicy
     opened: Opened
@@ -118,7 +111,7 @@ def _make(making: _Making, attempt: Attempt) -> dict[str, Any]:
         workers=where.workers, scheduler=where.scheduler, mode=where.engine, allow_remote=where.allow_remote
     ) as engine:
         request = request_of(given)
-        receipts = traits_pass(_Passing(engine, where.quiet), making.store, making.sources, request.traits)
+        receipts = traits_pass(Passing(engine, where.quiet), making.store, making.sources, request.traits)
     traits = read_traits(making.store, receipts)
     rows = _of_pairs(traits, making.opened)
     found = policy_columns(given, rows, traits)

@@ -16,6 +16,7 @@ import pytest
 
 from tests.e2e.pools import check_run, make_pool, published
 from tests.fault.forking import ForkServer
+from tests.fault.resuming import check_resumed, killed_at
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "pinned": lambda out: (out / "_curate" / "RUN.json").exists(),
@@ -68,25 +69,12 @@ def undisturbed(
     return published(output)
 
 
-def check_resumed(forks: ForkServer, arguments: list[str], output: Path, undisturbed: dict[str, str]) -> None:
-    """The same command ends well, with the same bytes and nothing left over."""
-    code, log = forks.run(arguments)
-    assert code == 0, log
-    check_run(output)
-    assert published(output) == undisturbed
-
-
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_resumes_to_the_same_bytes(
     forks: ForkServer, command: Callable[..., list[str]], undisturbed: dict[str, str], tmp_path: Path, moment: str
 ) -> None:
     """SIGKILL at each step of a run, then the same command: the same bytes, every sample accounted for."""
-    for attempt in range(5):
-        output = tmp_path / f"out{attempt}"
-        code = forks.start(command(output)).kill_when(lambda output=output: MOMENTS[moment](output), signal.SIGKILL)
-        if code == -signal.SIGKILL:
-            break
-    assert code == -signal.SIGKILL, "the run was over before the signal came, five times"
+    output = killed_at(forks, command, tmp_path, MOMENTS[moment])
     check_resumed(forks, command(output), output, undisturbed)
 
 

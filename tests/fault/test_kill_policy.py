@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from tests.e2e.policies import certificate_of, make_captioned_pool, write_labels, write_policy
 from tests.e2e.pools import check_run, published
 from tests.fault.forking import ForkServer
+from tests.fault.resuming import check_resumed, killed_at
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "captions read": lambda out: there(out, "traits") == 4,
@@ -51,24 +51,12 @@ def undisturbed(
     return published(output)
 
 
-def check_resumed(forks: ForkServer, arguments: list[str], output: Path, undisturbed: dict[str, str]) -> None:
-    code, log = forks.run(arguments)
-    assert code == 0, log
-    check_run(output)
-    assert published(output) == undisturbed
-
-
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_killed_under_a_policy_resumes_to_the_same_bytes(
     forks: ForkServer, command: Callable[[Path], list[str]], undisturbed: dict[str, str], tmp_path: Path, moment: str
 ) -> None:
     """SIGKILL between the captions and the certificate, then the same command: the same selection and certificate."""
-    for attempt in range(5):
-        output = tmp_path / f"out{attempt}"
-        code = forks.start(command(output)).kill_when(lambda output=output: MOMENTS[moment](output), signal.SIGKILL)
-        if code == -signal.SIGKILL:
-            break
-    assert code == -signal.SIGKILL, "the run was over before the signal came, five times"
+    output = killed_at(forks, command, tmp_path, MOMENTS[moment])
     check_resumed(forks, command(output), output, undisturbed)
 
 

@@ -64,18 +64,17 @@ class _Question:
         """The columns to make; None: all that the pool allows."""
         if not self.columns:
             return None
-        return {shown(name) for name in (*self.columns, *self.crossed, *self.request.confounders, *self.bounded, COPIES)}
+        return {*self.told, *map(shown, self.request.confounders), COPIES}
 
     @property
-    def crossed(self) -> tuple[str, ...]:
-        return tuple(name for names in self.request.intersect for name in names)
-
-    @property
-    def bounded(self) -> tuple[str, ...]:
-        return () if self.policy is None else tuple(column.name for column in self.policy.columns)
+    def told(self) -> set[str]:
+        """The columns that are asked for by name: to be shown, crossed, or held to the policy."""
+        crossed = (name for names in self.request.intersect for name in names)
+        bounded = () if self.policy is None else (column.name for column in self.policy.columns)
+        return {shown(name) for name in (*self.columns, *crossed, *bounded)}
 
     def shows(self, column: Column) -> bool:
-        return not self.columns or column.name in {shown(name) for name in (*self.columns, *self.crossed, *self.bounded)}
+        return not self.columns or column.name in self.told
 
 
 def audit(

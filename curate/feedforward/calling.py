@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 from curate.kernels.fff import dispatch
+from curate.kernels.fff.functions import differentiated
+
+# Looked up once: one token takes microseconds, and so does finding functions by name.
+_casts, _compiling = torch._C._is_any_autocast_enabled, torch.compiler.is_compiling
 
 
 def uncompiled(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -21,8 +25,9 @@ def _outside(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def quiet(kernel: str) -> bool:
-    """Is nothing going on that changes what a CPU call means: no autocast, no kernel chosen by hand, no compiling?"""
-    return not torch.is_autocast_enabled("cpu") and dispatch.unforced(kernel) and not torch.compiler.is_compiling()
+    """Is nothing going on that changes what a CPU call means: no derivative, no batching, no autocast, no kernel chosen
+    by hand, no compiling?"""
+    return not (_casts() or differentiated() or _compiling()) and dispatch.unforced(kernel)
 
 
 def cast_together(x_TD: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

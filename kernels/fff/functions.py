@@ -60,9 +60,12 @@ def _applied(function: Any, *inputs: Any) -> Any:
     return function.apply(*inputs)
 
 
+_recording, _transformed = torch.is_grad_enabled, torch._C._are_functorch_transforms_active
+
+
 def differentiated() -> bool:
     """May anybody ask for a derivative, or batch this call? If not, the kernel can be called without ceremony."""
-    return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return _recording() or _transformed() or forward_ad._current_level >= 0
 
 
 class _Route(torch.autograd.Function):

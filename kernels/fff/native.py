@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from operator import is_
 from typing import get_args
 
 import torch
@@ -39,6 +40,7 @@ _NUMBER: dict[str, int] = {name: number for number, name in enumerate(get_args(A
 _LEAF_CORE, _LEAF_CALL = struct.Struct("16q").pack, struct.Struct("33q").pack
 _PATH_CORE, _PATH_CALL = struct.Struct("15q").pack, struct.Struct("30q").pack
 _OWN, _LEAF_LAYER, _PATH_LAYER = (struct.Struct(form).pack for form in ("4q", "12q", "11q"))
+_data_ptr = Tensor.data_ptr
 _NONE6: tuple[Tensor | None, ...] = (None,) * 6
 _NONE5: tuple[Tensor | None, ...] = (None,) * 5
 
@@ -122,10 +124,10 @@ def leaf_inference(
     check_leaves(x_TD, x_TD.new_empty(len(x_TD), dtype=torch.int64), None, leaves, activation)
     _check_nodes(x_TD, node_weight_ND, node_bias_N)
     (L, H, E), D = leaves.w2.shape, x_TD.shape[1]
-    given = (leaves.w1, leaves.b1, leaves.w2, leaves.b2, node_weight_ND, node_bias_N)
+    given = (node_weight_ND, node_bias_N, leaves.w1, leaves.b1, leaves.w2, leaves.b2)
     held = tuple(tensor.detach().contiguous() for tensor in given)
     sizes = (D, E, L, H, x_TD.dtype is torch.bfloat16, _NUMBER[activation])
-    layer = _LEAF_LAYER(*map(_address, held), *sizes)
+    layer = _LEAF_LAYER(*map(_address, (*held[2:], *held[:2])), *sizes)
     return Inference(_function("leaf_infer"), layer, D, E, x_TD.dtype, given, held)
 
 
@@ -277,14 +279,18 @@ class Inference:
         own = zip(given, held, strict=True)
         self._where = [tensor.data_ptr() if copy.data_ptr() == tensor.data_ptr() else -1 for tensor, copy in own]
 
-    def takes(self, x: Tensor, weights: tuple[Tensor | None, ...]) -> bool:
-        """Whether x can be given as it is, and the weights are those of the beginning, unmoved and uncopied."""
-        if not (type(x) is Tensor and x.is_cpu and x.dtype is self._dtype and x.is_contiguous()):
-            return False
-        for weight, given, where in zip(weights, self._given, self._where):  # noqa: B905 - strict costs 0.2 us
-            if weight is not given or weight.data_ptr() != where:
-                return False
-        return x.shape[-1] == self._width
+    def takes(self, x: Tensor, weights: Collection[Tensor | None]) -> bool:
+        """Whether x can be given as it is, and the weights (nodes first) are those of the beginning, unmoved and
+        uncopied."""
+        return (
+            type(x) is Tensor
+            and x.is_cpu
+            and x.dtype is self._dtype
+            and x.is_contiguous()
+            and all(map(is_, weights, self._given))
+            and list(map(_data_ptr, weights)) == self._where  # type: ignore[arg-type]  # they are the given ones
+            and x.shape[-1] == self._width
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., D] to [..., E], for an x that it `takes`."""

@@ -285,6 +285,17 @@ def test_a_prepared_call_never_outlives_its_weights(make: object) -> None:
         assert ffn(x.T.contiguous().T).shape == x.shape
 
 
+@needs_cpp
+@pytest.mark.parametrize("make", [layer, lambda: PathFeedforward(24, depth=3, trees=2)])
+def test_a_second_token_finds_its_call_prepared(make: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One quiet token after another goes straight to C++; nothing is looked up or checked twice."""
+    ffn = make()  # type: ignore[operator]
+    with torch.inference_mode():
+        wanted = ffn(tokens(1))
+        monkeypatch.setattr(type(ffn), "_any", None)
+        assert torch.equal(ffn(tokens(1)), wanted)
+
+
 @pytest.mark.parametrize("kernel", ["plain", "grouped", "masked", pytest.param("native", marks=needs_cpp)])
 @pytest.mark.parametrize("gate", ["none", "log", "probability"])
 def test_layers_have_tangents_for_every_gate_and_kernel(gate: str, kernel: str) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from json.encoder import encode_basestring_ascii as json_string
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +23,6 @@ from curate.scores import safe_text
 from curate.shards.captions import read_caption
 from curate.shards.samples import SampleEntry
 from curate.shards.tarindex import Member
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PillowImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +63,10 @@ def read_sample(data: memoryview, entry: SampleEntry, limits: ReadLimits) -> Sam
 
 
 def read_samples(
-    data: memoryview, entries: Sequence[SampleEntry], limits: ReadLimits, see: Callable[[PillowImage], None]
+    data: memoryview, entries: Sequence[SampleEntry], limits: ReadLimits, see: Callable[[NDArray[np.uint8]], None]
 ) -> list[Sample]:
-    """The same for many entries; no pixels are kept. `see` is called with the picture of each readable one, in order.
-
-    One picture lives at a time, as the Pillow image that both its signals and what `see` does with it need.
-    """
+    """The same for many entries; no pixels are kept. `see` is called with those of each readable one [H, W, 3], in
+    order, and one picture lives at a time."""
     found: list[Sample | Callable[..., Sample]] = []
     copies: list[GreyCopies] = []
     for entry in entries:
@@ -80,9 +74,8 @@ def read_samples(
         if isinstance(one, Sample):
             found.append(one)
             continue
-        picture = Image.fromarray(one.rgb_HWC)
-        copies.append(grey_copies(picture))
-        see(picture)
+        copies.append(grey_copies(Image.fromarray(one.rgb_HWC)))
+        see(one.rgb_HWC)
         found.append(one.sample)
     rated = iter(rate(copies))
     return [one if isinstance(one, Sample) else one(signals=next(rated)) for one in found]

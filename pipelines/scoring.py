@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,9 +36,6 @@ from curate.shards.captions import read_caption
 from curate.shards.samples import SampleEntry, group_samples
 from curate.shards.sources import ShardSource, open_shard, shard_digest
 from curate.shards.tarindex import index_tar
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PillowImage
 
 # N rows of a page, M of them readable, D width, T context length
 
@@ -71,8 +68,10 @@ def score_shard(spec: ScoreSpec) -> Receipt:
 
 def _score(spec: ScoreSpec, attempt: Attempt) -> dict[str, Any]:
     with open_shard(spec.source) as data:
-        digest = shard_digest(data)
-        index = index_tar(data)
+        with ThreadPoolExecutor(1) as beside:  # the digest needs no lock, the index little else
+            digesting = beside.submit(shard_digest, data)
+            index = index_tar(data)
+            digest = digesting.result()
         entries = group_samples(index, digest)
         encoders = _encoders(spec)
         facts: dict[str, Any] = {
@@ -234,11 +233,11 @@ def _read_batch(
     keep: bool = False,
 ) -> _Batch:
     """Read one batch, and embed its images with each encoder; a picture is resized and dropped before the next."""
-    resized: dict[str, list[PillowImage]] = {role: [] for role in encoders}
+    resized: dict[str, list[NDArray[np.uint8]]] = {role: [] for role in encoders}
 
-    def see(picture: PillowImage) -> None:
+    def see(rgb_HWC: NDArray[np.uint8]) -> None:
         for role, encoder in encoders.items():
-            resized[role].append(encoder.rule.resized(picture))
+            resized[role].append(encoder.rule.pixels(rgb_HWC))
 
     samples = read_samples(data, entries, limits, see)
     stacks = {role: encoder.stack(resized[role]) for role, encoder in encoders.items() if resized[role]}

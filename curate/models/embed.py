@@ -18,7 +18,6 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -77,11 +76,11 @@ class DualEncoder:
 
     def preprocess_batch(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
         """The same for several images, [B, 3, height, width] uint8, laid out as `embed_images` reads it fastest."""
-        return self.stack([self.rule.resized(Image.fromarray(rgb_HWC)) for rgb_HWC in pixels])
+        return self.stack([self.rule.pixels(rgb_HWC) for rgb_HWC in pixels])
 
-    def stack(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """The same for pictures that `rule.resized` has made."""
-        return torch.from_numpy(self.rule.stack(pictures).copy()).permute(0, 3, 1, 2)  # copied, to be writable
+    def stack(self, resized: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """The same for images that `rule.pixels` has made."""
+        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """Token ids [n, context_length], int64; longer captions are cut by the tokenizer's own rule."""

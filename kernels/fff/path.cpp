@@ -2,7 +2,7 @@
 //
 // Nothing is shared between tokens, so the limit is bytes: P (D + E) weights per token and tree. A walk is P products of
 // rows, one after the other; what one token waits for is memory, so the beginnings of both children's rows are fetched
-// ahead, and of w2 the row that is passed (one token 7-8 % faster; all of both children's rows: 3-9 % slower). The
+// ahead, and of the row of w2 that is passed (one token 3-12 % faster; all of both children's rows: 3-9 % slower). The
 // output is one pass over the rows that were passed, its columns in registers. Gradients of weights: the (token, node)
 // pairs are sorted by node, so that one thread adds up an element, in the order of the tokens.
 //
@@ -63,13 +63,13 @@ void each_token(const Core& c, Work work) {
 
 // ---- forward ----
 
-constexpr int64_t BEGINNING = 256;  // bytes of a child's row that are fetched ahead
+constexpr int64_t BEGINNING = 512;  // bytes; the processor itself goes on from there
 
-// Asks for the first bytes of a row; LEVEL 3 is the first-level cache, 2 the second.
+// Asks for the beginning of a row; LEVEL 3 is the first-level cache, 2 the second.
 template <int LEVEL, class S>
-TILES_INLINE void fetch(const S* row, int64_t size, int64_t bytes) {
+TILES_INLINE void fetch(const S* row, int64_t size) {
     const char* at = reinterpret_cast<const char*>(row);
-    const char* end = at + std::min(bytes, size * int64_t(sizeof(S)));
+    const char* end = at + std::min(BEGINNING, size * int64_t(sizeof(S)));
     for (; at < end; at += 64) __builtin_prefetch(at, 0, LEVEL);
 }
 
@@ -81,10 +81,10 @@ inline void walk(const Core& c, const float* x, float* z, int64_t* flat) {
         int64_t node = 0;
         for (int64_t p = 0; p < c.P; ++p) {
             const int64_t at = k * c.N + node, child = at + node + 1;  // in its tree, 2 node + 1
-            fetch<2>(in<S>(c.w2) + at * c.E, c.E, c.E * int64_t(sizeof(S)));
+            fetch<2>(in<S>(c.w2) + at * c.E, c.E);
             if (p + 1 < c.P) {
-                fetch<3>(w1 + child * c.D, c.D, BEGINNING);
-                fetch<3>(w1 + (child + 1) * c.D, c.D, BEGINNING);
+                fetch<3>(w1 + child * c.D, c.D);
+                fetch<3>(w1 + (child + 1) * c.D, c.D);
             }
             const float sum = dot(x, w1 + at * c.D, c.D) + widen(b1[at]);
             z[k * c.P + p] = sum;

@@ -4,8 +4,9 @@ The sum of penalties joins the embeddings as a number without dimensions: it bel
 like the rest, so that backprop, forward gradients, zeroth-order and hybrids of them learn from it alike. Costs the
 logits of all nodes, which layers with a penalty compute in training anyway. Every node has a share in the penalties,
 touched or not, so nodes lose their attribution; leaves keep it, and each touched one gets the penalties' whole slope.
-Local losses and perturbed activations attribute by example and refuse it. The balance is over all tokens that run:
-where captions are not trimmed (`backprop-checkpoint` hooks blocks), those behind the pooled one count too.
+Perturbed activations split it by example instead, exactly (`curate.estimators.activity`); local losses refuse it. The
+balance is over all tokens that run: where captions are not trimmed (`backprop-checkpoint` hooks blocks), those behind
+the pooled one count too.
 """
 
 from __future__ import annotations

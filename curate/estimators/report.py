@@ -29,8 +29,9 @@ class GradReport:
 
     `slopes[k]` is the directional derivative along tangent k, of the loss through the embeddings; `loss_slopes[k]` is
     the part through the loss's own parameters, which data-parallel workers all know. For `forward-activity`, `slopes`
-    holds one number per example and embedding. `coefficient` multiplies tangents in the gradient. `parts` are the
-    estimates of a hybrid (layout mixed), or those of workers with tangents of their own, which add up (layout sum).
+    holds one number per example and embedding, penalties counting as the last. `coefficient` multiplies tangents in the
+    gradient. `parts` are the estimates of a hybrid (layout mixed), or those of workers with tangents of their own,
+    which add up (layout sum).
     """
 
     estimator: str

@@ -21,7 +21,7 @@ from torch.nn.utils import skip_init
 
 from curate.errors import UsageError
 from curate.feedforward.calling import cast_together, quiet, uncompiled
-from curate.feedforward.penalties import balance_loss, hardening_loss, leaf_probabilities, log_path_probability
+from curate.feedforward.penalties import leaf_probabilities, log_path_probability, weighed
 from curate.kernels.fff import Activation, Leaves, dispatch, leaf_of
 from curate.kernels.fff.activations import activate
 from curate.kernels.fff.functions import differentiated, leaf_mlp, route
@@ -217,7 +217,7 @@ class FastFeedforward(nn.Module):
         return self.training and self.depth > 0 and bool(self.balance or self.hardening)
 
     def _penalise(self, logits_TN: Tensor, leaf_T: Tensor) -> None:
-        self.penalty = self.balance * balance_loss(logits_TN, leaf_T) + self.hardening * hardening_loss(logits_TN)
+        self.penalty = weighed(logits_TN, leaf_T, self.balance, self.hardening)
 
     def _plain_inference(self) -> bool:
         return (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from curate.kernels.fff import depth_of
 
@@ -57,6 +58,14 @@ def hardening_loss(logits_TN: Tensor, *, least: float = 1e-6) -> Tensor:
         return logits_TN.sum()
     p_TN = torch.sigmoid(logits_TN.float()).clamp(least, 1 - least)
     return -(p_TN * p_TN.log() + (1 - p_TN) * (1 - p_TN).log()).mean()
+
+
+def weighed(logits_TN: Tensor, leaf_T: Tensor, balance: float, hardening: float) -> Tensor:
+    """Both with their weights, as a layer keeps them. A `TorchFunctionMode` sees each call."""
+    if has_torch_function_unary(logits_TN):
+        seen: Tensor = handle_torch_function(weighed, (logits_TN,), logits_TN, leaf_T, balance, hardening)
+        return seen
+    return balance * balance_loss(logits_TN, leaf_T) + hardening * hardening_loss(logits_TN)
 
 
 def penalty(model: nn.Module) -> Tensor | float:

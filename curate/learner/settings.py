@@ -170,6 +170,7 @@ class TrainSettings:
             "backprop-checkpoint",
             "forward",
             "forward-dense",
+            "forward-activity",
             "forward-exact",
             "zeroth-order",
             "hybrid",

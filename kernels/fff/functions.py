@@ -4,7 +4,8 @@ A kernel sees plain tensors only. Each derivative is an `autograd.Function` of i
 `vmap(jvp(...))` and `vmap(grad(...))` reach the kernels as plain tensors too. (`torch.library.custom_op` with
 `register_autograd` would answer `torch.func.jvp` with a zero tangent and no error; `torch.compile` drops a custom jvp,
 so it is kept out.) First derivatives in either mode; for second ones use the plain kernel, which is made of torch
-operations and differentiates to any order.
+operations and differentiates to any order. A `TorchFunctionMode` sees each call of `leaf_mlp` and `path_mlp`, as it
+does those of torch's own functions.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from curate.kernels.fff import Activation, LeafKernel, LeafTangents, Leaves, PathKernel, Paths, PathTangents, plain
 
@@ -29,6 +31,10 @@ def leaf_mlp(
 
     Errors: ValueError where shapes, dtypes or leaf indices do not fit. Source: arXiv 2308.14711.
     """
+    if has_torch_function_unary(x_TD):
+        own = (x_TD, leaf_T, gate_T, leaves, activation, kernel)
+        seen: Tensor = handle_torch_function(leaf_mlp, (x_TD,), *own)
+        return seen
     if kernel is plain or not differentiated():
         return kernel.leaf_forward(x_TD, leaf_T, gate_T, leaves, activation)[0]
     weights = (leaves.w1, leaves.b1, leaves.w2, leaves.b2)
@@ -41,6 +47,9 @@ def path_mlp(x_TD: Tensor, paths: Paths, activation: Activation, kernel: PathKer
 
     Errors: ValueError where shapes or dtypes do not fit. Source: arXiv 2311.10770.
     """
+    if has_torch_function_unary(x_TD):
+        seen: Tensor = handle_torch_function(path_mlp, (x_TD,), x_TD, paths, activation, kernel)
+        return seen
     if kernel is plain or not differentiated():
         return kernel.path_forward(x_TD, paths, activation)[0]
     y_TE: Tensor = _applied(_Path, x_TD, paths.w1, paths.b1, paths.w2, paths.b2, activation, kernel)[0]

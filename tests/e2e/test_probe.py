@@ -11,6 +11,8 @@ import pytest
 import curate
 from curate.cli import main
 from curate.errors import UsageError
+from curate.models import configs
+from tests.conftest import MINI
 from tests.making import make_samples, make_tar
 
 
@@ -70,6 +72,24 @@ def test_only_occurring_words_are_parameters(tiny_softmax_checkpoint: Path, shar
     assert result.loss == "softmax"
     assert result.reports[0].dimensions < 49_408 * 32
     assert result.reports[0].cosine == pytest.approx(1)
+
+
+@pytest.mark.filterwarnings("ignore::curate.errors.CurateWarning")  # two steps teach nothing
+def test_fast_layers_are_trained_and_probed_by_activity(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shard: Path, tmp_path: Path
+) -> None:
+    """`train --ffn fff --estimator forward-activity` leaves a checkpoint that `probe` measures with it."""
+    patches = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    monkeypatch.setitem(configs.CONFIGS, "mini-vit", {**MINI, "vision_cfg": patches})
+    run, words = tmp_path / "run", ["--model", "mini-vit", "--criterion", "uniform"]
+    words += ["--ffn", "fff", "--ffn-depth", "2", "--estimator", "forward-activity", "--batch", "4", "--steps", "2"]
+    assert main(["train", str(shard), "-o", str(run), *words]) == 0
+    code, out, _ = printed(capsys, shard, "--model", run, "--estimator", "forward-activity", "--seeds", "3", "--json")
+    (report,) = json.loads(out)["reports"]
+    assert code == 0
+    assert report["estimator"] == "forward-activity"
+    assert report["ratio"] > 1
+    assert report["cosine"] > 0
 
 
 @pytest.mark.parametrize(

@@ -143,13 +143,6 @@ def test_leaves_that_cannot_be_followed_are_refused() -> None:
     assert Forward().estimate(ModuleProblem(soft, functional.cross_entropy), batch, seed=0, step=0).rows == ()
 
 
-def test_activity_refuses_what_it_cannot_perturb() -> None:
-    """Leaves meet no torch operation: the first parameter without noise is named."""
-    problem, batch = classifier(fast=True)
-    with pytest.raises(UsageError, match=r"1\.[bw]1 meets no torch operation"):
-        make_estimator("forward-activity").estimate(problem, batch, seed=0, step=0)
-
-
 class Hidden(nn.Module):
     """Uses a linear layer's weight where torch functions cannot be watched."""
 
@@ -160,6 +153,15 @@ class Hidden(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():
             return x @ self.layer.weight
+
+
+def test_activity_refuses_what_it_cannot_perturb() -> None:
+    """The first parameter that meets no torch operation is named."""
+    problem = ModuleProblem(Hidden(), functional.cross_entropy)
+    with pytest.raises(UsageError, match=r"layer\.weight meets no torch operation"):
+        make_estimator("forward-activity").estimate(
+            problem, (torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])), seed=0, step=0
+        )
 
 
 def test_a_weight_that_no_rule_meets_is_an_error() -> None:

@@ -34,7 +34,8 @@ def test_every_name_makes_an_estimator_of_that_name() -> None:
 @pytest.mark.parametrize(
     ("estimator", "leaves"),
     [(Forward(), True), (Forward(tangents=3, disjoint=True), True), (Forward("forward-dense", "dense", 2), True),
-     (make_estimator("zeroth-order", tangents=2), True), (make_estimator("forward-activity", tangents=2), False)],
+     (make_estimator("zeroth-order", tangents=2), True), (make_estimator("forward-activity", tangents=2), False),
+     (make_estimator("forward-activity", tangents=2), True)],
     ids=str,
 )  # fmt: skip
 def test_replay_gives_the_same_bits(estimator: Any, leaves: bool) -> None:

@@ -62,12 +62,10 @@ def round_row(
     name: str, score: Mapping[str, Any] | None, train: Mapping[str, Any], evaluation: Mapping[str, Any] | None
 ) -> RoundRow:
     """The row of a round, from what its parts left. The fit of a reference is all counted as the reference's."""
-    ledger = CostLedger.from_json(train["ledger"])
+    ledger = of_reference(train) if name == "reference" else CostLedger.from_json(train["ledger"])
     if score is not None:
         ledger = CostLedger.from_json(score["ledger"]) + ledger
     flops = {str(name): getattr(ledger, name).flops + getattr(ledger, name).optimiser for name in PHASES}
-    if name == "reference":
-        flops = dict.fromkeys(flops, 0.0) | {"reference": sum(flops.values())}
     parts = [part for part in (score, train, evaluation) if part is not None]
     return RoundRow(
         name=name,
@@ -80,6 +78,15 @@ def round_row(
         flops=flops,
         seconds=sum(part["seconds"] for part in parts),
     )
+
+
+def of_reference(train: Mapping[str, Any]) -> CostLedger:
+    """What fitting the reference has cost, all of it under `reference`."""
+    whole = CostLedger.from_json(train["ledger"]).total
+    return CostLedger().add(
+        "reference", samples=whole.samples, flops=whole.flops + whole.optimiser, seconds=whole.seconds,
+        energy=whole.energy,
+    )  # fmt: skip
 
 
 def _metrics(found: Mapping[str, Any]) -> dict[str, float]:

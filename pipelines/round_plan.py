@@ -1,4 +1,4 @@
-"""What the rounds of a recipe will do, decided before any of them starts. Pure: no model is loaded, no data read.
+"""What the rounds of a recipe will do, decided before any of them starts: no model is loaded, no data read.
 
 OUT/reference               a reference that is fitted first
 OUT/round-1/filtered        what `score` wrote, OUT/round-1/learner what `train` left, and so on
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.models.spec import parse_spec
+from curate.pipelines.round_baselines import baselines_by_round
 from curate.recipe import Recipe
 
 
@@ -70,7 +71,8 @@ class RecipePlan:
 
 
 def plan_rounds(recipe: Recipe, output: Path) -> RecipePlan:
-    """The calls that a recipe stands for. Errors: ModelError for a `train.model` that does not exist.
+    """The calls that a recipe stands for. Errors: ModelError for a `train.model` that does not exist; UsageError for
+    baselines that no round can be compared with.
 
     A round is scored with the learner of the round before. The first has `score.learner`, or `train.model` where that
     is trained already; without either it falls back to easy-reference, which needs none. Each round draws with a seed
@@ -79,9 +81,16 @@ def plan_rounds(recipe: Recipe, output: Path) -> RecipePlan:
     reference = str(output / "reference") if recipe.fit is not None else recipe.reference
     fit = None if recipe.fit is None else _fit(recipe.fit, output)
     measured = recipe.eval is not None
-    rounds = tuple(_round(recipe, output, reference, number) for number in range(1, recipe.rounds + 1))
+    numbers = range(1, recipe.rounds + 1)
+    beside = baselines_by_round(recipe, [_seed(recipe, number) for number in numbers])
+    rounds = tuple(_round(recipe, output, reference, number, beside[number - 1]) for number in numbers)
     evaluate = _receipt(output, 0, "evaluate") if measured and fit is not None else None
     return RecipePlan(output, fit, evaluate, rounds)
+
+
+def _seed(recipe: Recipe, number: int) -> int:
+    """The seed that a round trains with, and that its baseline has."""
+    return int(recipe.train.get("seed", 0)) + number - 1
 
 
 def _folder(output: Path, number: int) -> Path:
@@ -98,9 +107,9 @@ def _fit(given: dict[str, Any], output: Path) -> Part:
     return Part(given["shards"], output / "reference", options, _receipt(output, 0, "train"))
 
 
-def _round(recipe: Recipe, output: Path, reference: str | None, number: int) -> Round:
+def _round(recipe: Recipe, output: Path, reference: str | None, number: int, baselines: tuple[str, ...]) -> Round:
     score = None if recipe.score is None else _score(recipe, output, str(reference), number)
-    train = _train(recipe, output, reference, number)
+    train = _train(recipe, output, reference, number, baselines)
     return Round(number, score, train, None if recipe.eval is None else _receipt(output, number, "evaluate"))
 
 
@@ -130,9 +139,9 @@ def _is_trained(model: str) -> bool:
     return bool(model) and parse_spec(model).kind != "untrained"
 
 
-def _train(recipe: Recipe, output: Path, reference: str | None, number: int) -> Part:
+def _train(recipe: Recipe, output: Path, reference: str | None, number: int, baselines: tuple[str, ...]) -> Part:
     given, folder = recipe.train, _folder(output, number)
-    options = {"gain": None} | recipe.settings | {"seed": given.get("seed", 0) + number - 1}
+    options = {"gain": None} | recipe.settings | {"seed": _seed(recipe, number)}
     if number > 1 and not given.get("fresh"):
         options["model"] = str(_folder(output, number - 1) / "learner")
     if "criterion" not in options:
@@ -142,8 +151,8 @@ def _train(recipe: Recipe, output: Path, reference: str | None, number: int) -> 
         options["reference_cache"] = _cache(recipe, output, number)
     if given.get("write_shards"):
         options["write_shards"] = str(folder / "chosen")
-    if given.get("baselines"):
-        options["baselines"] = given["baselines"]
+    if baselines:
+        options["baselines"] = baselines
     for name in ("policy", "labels", "on", "grams_per_kwh"):
         if given.get(name) is not None:
             options[name] = given[name]

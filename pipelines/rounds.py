@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from curate import __version__
+from curate.costs.ledger import CostLedger
 from curate.errors import CurateError, RunMismatch, StorageError, UsageError
 from curate.evaluation.labels import find_labels, read_templates
 from curate.evaluation.measure import evaluate
@@ -37,7 +38,7 @@ from curate.pipelines.runner import local_output, score
 from curate.pipelines.training import train
 from curate.recipe import Recipe, read_recipe
 from curate.reports import training_bar
-from curate.round_table import RecipeResult, RoundRow, round_row
+from curate.round_table import RecipeResult, RoundRow, of_reference, round_row
 from curate.run_record import differences
 from curate.shards.sources import expand_shards
 from curate.storage import canonical_json, make_directory, put_if_absent, readable_json, remove, replace_file
@@ -205,14 +206,22 @@ def _refuse_change(output: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows(recipe: Recipe, plan: RecipePlan, place: _Place) -> Iterator[RoundRow]:
-    """Run what is not done; a row for each round, and before them one for the reference where it is fitted."""
+    """Run what is not done; a row for each round, and before them one for the reference where it is fitted.
+
+    Each training is told what was spent for it before, so that its report charges it in comparisons.
+    """
+    spent = CostLedger()
     if plan.fit is not None:
-        trained = _trained(plan.fit, place, "reference")
+        trained = _trained(plan.fit, place, "reference", spent)
+        spent += of_reference(trained)
         yield round_row("reference", None, trained, _evaluated(recipe, plan.fit, plan.fit_evaluate, place, "reference"))
     for one in plan.rounds:
         name = f"round {one.number} of {len(plan.rounds)}"
         scored = None if one.score is None else _scored(one.score, place, name)
-        trained = _trained(one.train, place, name)
+        if scored is not None:
+            spent += CostLedger.from_json(scored["ledger"])
+        trained = _trained(one.train, place, name, spent)
+        spent += CostLedger.from_json(trained["ledger"])
         yield round_row(str(one.number), scored, trained, _evaluated(recipe, one.train, one.evaluate, place, name))
 
 
@@ -232,12 +241,12 @@ def _scored(part: Part, place: _Place, name: str) -> dict[str, Any]:
     return found
 
 
-def _trained(part: Part, place: _Place, name: str) -> dict[str, Any]:
+def _trained(part: Part, place: _Place, name: str, spent: CostLedger) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         place.say(f"{name}: train {training_line(part)}")
         with training_bar() as bar:
             result = train(
-                part.shards, part.output, **part.options, **place.engine, quiet=place.quiet,
+                part.shards, part.output, **part.options, **place.engine, quiet=place.quiet, before=spent,
                 progress=None if place.quiet else bar,
             )  # fmt: skip
         ledger = json.loads((result.path / TRAINING_FILE).read_bytes())["ledger"]

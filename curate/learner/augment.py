@@ -9,6 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 
 
+def augmented(image_BCHW: Tensor, *, seed: int, step: int) -> Tensor:
+    """The uint8 images of a step (counted from 0) of a run with this seed, shifted and zoomed as the trainer does."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + 1) % 2**63
+    return shift_and_zoom(image_BCHW, torch.Generator().manual_seed(mixed))
+
+
 def shift_and_zoom(image_BCHW: Tensor, dice: torch.Generator, *, extent: float = 0.1) -> Tensor:
     """Each uint8 image zoomed by 1 +- extent and moved by up to extent of its side; edges are repeated; uint8 out."""
     B = len(image_BCHW)

@@ -133,12 +133,28 @@ class StreamedPairs:
 
 
 @dataclass(frozen=True, slots=True)
+class Contents:
+    """What pairs are made of, undecoded: their shards, number of the shard, offset and size of the image in it [N, 3],
+    and captions."""
+
+    shards: tuple[memoryview, ...]
+    image_N3: NDArray[np.int64]
+    caption_N: tuple[str, ...]
+
+    def image(self, row: int) -> memoryview:
+        """The encoded image of a pair."""
+        shard, offset, size = map(int, self.image_N3[row])
+        return self.shards[shard][offset : offset + size]
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """What `open_pairs` found; `digests` are those of the shards. `skipped` grows while a streamed source is read."""
 
     pairs: CachedPairs | StreamedPairs
     early: Counter[str]
     digests: tuple[str, ...]
+    contents: Contents
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -162,17 +178,17 @@ def open_pairs(
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="curate-decode"))
         skipped: Counter[str] = Counter()
-        shards = [stack.enter_context(open_shard(source)) for source in sources]
+        shards = tuple(stack.enter_context(open_shard(source)) for source in sources)
         digests = tuple(map(shard_digest, shards))
         indexed = enumerate(zip(shards, digests, strict=True))
         pointers = [p for number, (data, digest) in indexed for p in _pointers(data, number, digest, skipped)]
         pairs: CachedPairs | StreamedPairs
         if len(pointers) * 3 * rule.height * rule.width <= memory_gb * 1e9:
-            pairs = _cached(pool, pointers, tokenize, rule, skipped, label)
+            pairs, pointers = _cached(pool, pointers, tokenize, rule, skipped, label)
         else:
             token_NT = tokenize([p.caption for p in pointers])
             pairs = StreamedPairs(tuple(pointers), token_NT, _places(pointers, label), rule, pool, {})
-        opened = Opened(pairs, skipped, digests)
+        opened = Opened(pairs, skipped, digests, _contents(shards, pointers))
         if not len(pairs):
             what = ", ".join(f"{n} x {reason}" for reason, n in opened.skipped.items()) or "the shards are empty"
             raise UsageError(f"no readable pair in {len(sources)} shards ({what}); `curate inspect` shows each sample")
@@ -195,8 +211,8 @@ def _cached(
     rule: Preprocess,
     skipped: Counter[str],
     label: str | None,
-) -> CachedPairs:
-    """Decode every image once. A bad one leaves no hole: the good ones move up."""
+) -> tuple[CachedPairs, list[_Pointer]]:
+    """Decode every image once. A bad one leaves no hole: the good ones move up, and are returned as well."""
     image_NCHW = np.empty((len(pointers), 3, rule.height, rule.width), np.uint8)
     good: list[_Pointer] = []
     for pointer, image in zip(pointers, _decoded(pool, pointers, range(len(pointers)), rule), strict=True):
@@ -206,7 +222,7 @@ def _cached(
             image_NCHW[len(good)] = image
             good.append(pointer)
     token_NT = tokenize([p.caption for p in good])
-    return CachedPairs(torch.from_numpy(image_NCHW[: len(good)]), token_NT, _places(good, label))
+    return CachedPairs(torch.from_numpy(image_NCHW[: len(good)]), token_NT, _places(good, label)), good
 
 
 def _places(pointers: Sequence[_Pointer], label: str | None) -> Places:
@@ -218,6 +234,12 @@ def _places(pointers: Sequence[_Pointer], label: str | None) -> Places:
         tuple(p.entry.key for p in pointers),
         tuple(None if label is None else (read_json(p.data, p.entry) or {}).get(label) for p in pointers),
     )
+
+
+def _contents(shards: tuple[memoryview, ...], pointers: Sequence[_Pointer]) -> Contents:
+    images = ((p.shard, p.entry.image()) for p in pointers)
+    spans = [(shard, 0, 0) if image is None else (shard, image.offset, image.size) for shard, image in images]
+    return Contents(shards, np.array(spans, np.int64).reshape(-1, 3), tuple(p.caption for p in pointers))
 
 
 def _decoded(

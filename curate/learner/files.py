@@ -3,6 +3,7 @@
 RUN/_curate/TRAIN.json     settings, inputs with their digests, models; pinned when the run starts
 RUN/_curate/state/         the last two states
 RUN/_curate/chosen/        which samples each step trained on
+RUN/_curate/next/          what a run that is to take this one's place has been asked; gone when it has begun
 RUN/_curate/reference/     the reference's scores; trusted/ those of the trusted pairs
 RUN/log.jsonl              the journal; RUN/tensorboard and RUN/report.html show it
 RUN/certificate.json       under a policy: what it asked of the draws, what it got; RUN/_curate/policy holds who is in
@@ -77,6 +78,10 @@ class RunFiles:
         return self.own / "policy"
 
     @property
+    def next(self) -> Path:
+        return self.own / "next"
+
+    @property
     def log(self) -> Path:
         return self.root / LOG
 
@@ -148,10 +153,18 @@ def forget(files: RunFiles) -> None:
 
 
 def _clear(files: RunFiles) -> None:
-    """Remove a run, and nothing else that lies there; its record last, so that what an interrupt leaves is known."""
+    """Remove a run, and nothing else that lies there; its record last, so that what an interrupt leaves is known.
+
+    What the next run has been asked already stays.
+    """
     for name in (CONFIG_FILE, WEIGHTS_FILE, FEEDFORWARD_FILE, TRAINING_FILE):
         remove(files.root / name)
     for path in (files.report, files.log, files.certificate):
         remove(path)
-    for directory in (files.events, files.state, files.chosen, files.reference, files.trusted, files.policy, files.own):
-        shutil.rmtree(directory, ignore_errors=True)
+    shutil.rmtree(files.events, ignore_errors=True)
+    for path in files.own.glob("*"):
+        if path.is_dir() and path != files.next:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_file() and path != files.record:
+            remove(path)
+    remove(files.record)

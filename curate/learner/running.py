@@ -15,6 +15,7 @@ from curate.estimators.report import GradientEstimator
 from curate.learner.chosen_log import ChosenLog
 from curate.learner.engine import Engine, Progress
 from curate.learner.files import RunFiles
+from curate.learner.held_out import HeldOut
 from curate.learner.journal import Journal
 from curate.learner.policing import Policing
 from curate.learner.settings import TrainSettings
@@ -31,7 +32,8 @@ class Extras:
     """What a run may have beside model, data and settings; every part is optional.
 
     `say` is told what is worth a line, `kept` is called after each state that was written, `team` shares an
-    estimator's work among workers, `policing` is the policy that draws keep to.
+    estimator's work among workers, `policing` is the policy that draws keep to, `held_out` says how many
+    of the held-out pairs are in the pool, `before` is what was spent for the run before it began.
     """
 
     files: RunFiles | None = None
@@ -43,6 +45,8 @@ class Extras:
     team: Team | None = None
     kept: Callable[[], None] | None = None
     policing: Policing | None = None
+    held_out: tuple[HeldOut, ...] = ()
+    before: CostLedger = field(default_factory=CostLedger)
 
 
 @dataclass(frozen=True, slots=True)

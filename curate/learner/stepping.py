@@ -17,7 +17,7 @@ from curate.estimators.penalised import Penalised
 from curate.estimators.problem import Problem, trainable
 from curate.estimators.report import GradientEstimator, GradReport
 from curate.estimators.tangents import dimensions
-from curate.learner.augment import shift_and_zoom
+from curate.learner.augment import augmented
 from curate.learner.optimiser import set_rate
 from curate.learner.resolution import shrink
 from curate.learner.reuse import Reuse, ReusedProblem
@@ -57,7 +57,7 @@ class Stepper:
         module: Any = self.problem.module
         module.train()
         if self.settings.augment:
-            image_BCHW = shift_and_zoom(image_BCHW, torch.Generator().manual_seed(_mixed(self.settings.seed, step)))
+            image_BCHW = augmented(image_BCHW, seed=self.settings.seed, step=step)
         rate = set_rate(self.optimiser, self.settings, step, steps)
         if self.reuse is None or scored is None:
             problem, given, saved = self.problem, self._given(image_BCHW, token_BT), 0.0
@@ -112,8 +112,3 @@ class Stepper:
     def _flexi_flops(self, images: int, token_BT: Tensor) -> float:
         full, none = math.ceil(images / 2), token_BT[:0]
         return self.costs.step(full, token_BT) + self.costs.step(images - full, none, self.low)
-
-
-def _mixed(seed: int, step: int) -> int:
-    """A seed for the dice of one step."""
-    return (seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + 1) % 2**63

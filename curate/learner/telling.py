@@ -43,7 +43,8 @@ def opened(run: Running, ahead: Ahead) -> None:
         settings=asdict(settings), samples=len(engine.candidates), steps=engine.steps,
         super_batch=course.plan.candidates(settings.batch), sub_batch=settings.batch, chunks=settings.chunks,
         parameters=sum(p.numel() for p in module.parameters()), flops_per_sample=forward,
-        factor=expected.factor, factor_text=expected.text,
+        factor=expected.factor, factor_text=expected.text, held_out=[asdict(one) for one in run.extras.held_out],
+        before=run.extras.before.as_json(),
     )  # fmt: skip
     if run.extras.policing is not None:
         policing = run.extras.policing

@@ -159,6 +159,7 @@ def test_infinite_loss_stops(shard: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "model" / "open_clip_config.json").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*held-out pairs are trained on")
 def test_progress_and_history(shard: Path, tmp_path: Path) -> None:
     """Every step is reported; the history holds settings, inputs, losses and the evaluation."""
     seen: list[Progress] = []

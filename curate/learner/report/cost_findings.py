@@ -20,6 +20,8 @@ def cost_findings(runs: Sequence[History], grams_per_kwh: float | None = None) -
     ledgers = ledgers_of(runs)
     if any(ledger.flops() for ledger in ledgers):
         yield Finding("Cost", _flops(ledgers))
+    if any(run.before.flops() for run in runs):
+        yield Finding("Spent before", _before(runs))
     yield from (Finding("Factor over IID", text) for text in _factor(runs))
     if ledgers:
         yield Finding("Energy", _energy(ledgers))
@@ -53,6 +55,15 @@ def _flops(ledgers: Sequence[CostLedger]) -> str:
     evaluation = over((ledger.evaluation.flops for ledger in ledgers), _flop)
     beside = f"; evaluation, not counted in any comparison, {evaluation}" if evaluation else ""
     return f"{total} in all: {', '.join(parts)}{beside}."
+
+
+def _before(runs: Sequence[History]) -> str:
+    """What earlier parts of a recipe have cost; the phases of this run do not hold it, every comparison does."""
+    ledgers = [run.before for run in runs]
+    whole = sum(ledger.flops() for ledger in ledgers)
+    parts = ", ".join(_part(ledgers, name, whole) for name in ("training", "scoring", "reference"))
+    total = over((ledger.flops() for ledger in ledgers), _flop)
+    return f"{total} by earlier parts of the recipe, counted in every comparison: {parts}."
 
 
 def _part(ledgers: Sequence[CostLedger], name: PhaseName, whole: float) -> str:

@@ -58,6 +58,11 @@ class History:
         return seed if type(seed) is int else None
 
     @property
+    def before(self) -> CostLedger:
+        """What was spent for this run before it began, as by the scoring and the earlier rounds of a recipe."""
+        return ledger_of({"ledger": self.start.get("before")}) or CostLedger()
+
+    @property
     def last_step(self) -> int:
         """How many steps the log has."""
         return int(number(self.steps[-1], "step") or 0) if self.steps else 0

@@ -1,22 +1,26 @@
-"""How well runs do, in sentences: loss, zero-shot accuracy and retrieval, beside guessing and the baselines."""
+"""How well runs do, in sentences: loss, zero-shot accuracy and retrieval, beside guessing and the baselines; and
+whether what they were measured on was held out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from curate.evaluation.interval import wilson
-from curate.learner.report.history import History, number
+from curate.learner.held_out import OPTIONS, HeldOut
+from curate.learner.report.history import History, number, word
 from curate.learner.report.metrics import NAMES, Reached, best, measured
-from curate.learner.report.words import criterion_of, over
+from curate.learner.report.words import criterion_of, numbered, over, shared
 from curate.reporting.page import Finding
 
 
 def metric_findings(runs: Sequence[History], baselines: Sequence[History]) -> Iterator[Finding]:
-    """Loss first, then each metric that the logs hold."""
+    """Loss first, then each metric that the logs hold, and how much of the held-out pairs was trained on."""
     yield from _loss(runs)
     yield from (Finding("Zero-shot", text) for text in _zeroshot(runs, baselines))
     yield from (Finding("Retrieval", text) for text in _retrieval(runs, baselines))
+    yield from _held_out(runs, "run")
+    yield from _held_out(baselines, "baseline")
 
 
 def _loss(runs: Sequence[History]) -> list[Finding]:
@@ -91,3 +95,23 @@ def _tenth(run: History, *, last: bool) -> float | None:
 
 def _count(value: float | None, what: str) -> str:
     return f"{value:,.0f} {what}" if value else what
+
+
+def _held_out(runs: Sequence[History], what: str) -> Iterator[Finding]:
+    """For each option that holds pairs out, what the logs say of pairs that were trained on all the same."""
+    for one, of in shared((run, held_out) for run in runs for held_out in _overlaps(run)):
+        who = "" if what == "run" and len(of) == len(runs) else f" ({what}: {numbered(of)})"
+        if one.trained:
+            memory = "what is measured on these is memory as well."
+            yield Finding("Not held out", f"{one.text}{who}; {memory}", "warning")
+        else:
+            yield Finding("Held out", f"{one.text}{who}.")
+
+
+def _overlaps(run: History) -> Iterator[HeldOut]:
+    listed = run.start.get("held_out")
+    for record in listed if isinstance(listed, list) else ():
+        counts = [number(record, name) for name in ("pairs", "trained", "captions")]
+        option = word(record, "option") if isinstance(record, Mapping) else None
+        if option in OPTIONS.values() and None not in counts:
+            yield HeldOut(str(option), *(int(count or 0) for count in counts))

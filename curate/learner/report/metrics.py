@@ -63,13 +63,16 @@ def up_to(run: History, metric: str, key: str, limit: float) -> Reached | None:
 def spent_at(run: History, record: Record, key: str) -> float | None:
     """What an evaluation's record says of `key`, else what the step before it says; None where neither does.
 
-    Candidates are at least the samples trained on: uniform steps score none, and use up what they train on.
+    Candidates are at least the samples trained on: uniform steps score none, and use up what they train on. FLOPs count
+    from before the run began.
     """
     found = number(record, key)
     if found is None:
         step = number(record, "step") or 0
         before = [number(one, key) for one in run.steps if (number(one, "step") or 0) <= step]
         found = before[-1] if before else None
+    if key == "flops" and found is not None:
+        found += run.before.flops()
     samples = number(record, "samples") if key == "candidates" else None
     known = [value for value in (found, samples) if value is not None]
     return max(known, default=None)

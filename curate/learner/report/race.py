@@ -2,7 +2,8 @@
 
 The target is, unless it is given, the lowest of the baselines' best values: the highest level that every baseline
 reached, so that no pair lacks a ratio because its baseline drew an unlucky seed. It is found after the fact, from the
-evaluations in the logs, and a run is charged up to the first evaluation at or above it.
+evaluations in the logs, and a run is charged up to the first evaluation at or above it: with what was spent before it
+began, too, as in earlier rounds of a recipe.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ def _race(ours: History, theirs: History, metric: str, target: float) -> Race | 
     iid = ledger_of(there.record) if there else last_ledger(theirs)
     if mine is None or iid is None:
         return None
+    mine, iid = ours.before + mine, theirs.before + iid
     return Race(ours.seed or 0, mine, iid, selected_reached=at is not None, iid_reached=there is not None)
 
 

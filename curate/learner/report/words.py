@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import TypeVar
 
 from curate.learner.report.history import History, word
+
+T = TypeVar("T")
 
 
 def over(values: Iterable[float | None], shown: Callable[[float], str]) -> str | None:
@@ -26,10 +29,12 @@ def criterion_of(run: History) -> str:
 
 
 def name_of(runs: Sequence[History]) -> str:
-    """What a group of runs is called: JEST for learnability, else the criterion."""
-    names = dict.fromkeys(criterion_of(run) for run in runs)
+    """What a group of runs is called: JEST for learnability, IID for uniform draws unless from what was selected ahead
+    of the run, else the criterion."""
     known = {"learnability": "JEST", "uniform": "IID"}
-    return ", ".join(known.get(name, name) for name in names)
+    criteria = ((criterion_of(run), run.before.scoring.flops) for run in runs)
+    names = ("Selection" if name == "uniform" and ahead else known.get(name, name) for name, ahead in criteria)
+    return ", ".join(dict.fromkeys(names))
 
 
 def seeds(runs: Sequence[History]) -> str:
@@ -40,9 +45,9 @@ def seeds(runs: Sequence[History]) -> str:
     return f"{len(runs)} runs" + (f", seeds {', '.join(known)}" if known else "")
 
 
-def shared(texts: Iterable[tuple[History, str]]) -> list[tuple[str, list[History]]]:
-    """Equal texts once, each with the runs that it holds for, in the order of their first appearance."""
-    found: dict[str, list[History]] = {}
+def shared(texts: Iterable[tuple[History, T]]) -> list[tuple[T, list[History]]]:
+    """Equal texts (or other values) once, each with the runs that it holds for, in the order of first appearance."""
+    found: dict[T, list[History]] = {}
     for run, text in texts:
         found.setdefault(text, []).append(run)
     return list(found.items())

@@ -1,8 +1,9 @@
 """The certificate of a run's draws, and its proof.
 
 Made it is from the receipts of the draws, so that a resumed run writes the same. Proved it is twice: every count is
-made anew from the ledger and the stored memberships, and the whole from the receipts; what a draw gave up (its price)
-and the conflicts of single draws are not drawn again. Reads the ledger and the memberships once.
+made anew from the ledger and the stored memberships, and the whole from the receipts; prices are reckoned again from
+the stored scores (`repriced.py`), and the conflicts of single draws are not drawn again. Reads the ledger and the
+memberships once.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from curate.policy.price import Price
 from curate.policy.quotas import State
 from curate.policy.schema import Bounds
 from curate.receipts import Receipt, Store
+from curate.repriced import check_prices
 from curate.run_record import RunRecord, run_path
 from curate.storage import file_digest, readable_json
 
@@ -94,22 +96,24 @@ def check_certificate(output: Path, record: RunRecord, units: Sequence[str]) -> 
     for name, value in found.items():
         if said[name] != value:
             raise VerificationError(f"{CERTIFICATE}, {name}: it says {_first(said[name], value)}")
-    _as_drawn(output, record, units, said)
-    return f"{len(found['groups'])} groups counted again: {state.chosen:,} chosen of {state.pool:,}"
+    price = check_prices(output, record, _as_drawn(output, record, units, said))
+    return f"{len(found['groups'])} groups counted again: {state.chosen:,} chosen of {state.pool:,}; {price}"
 
 
-def _as_drawn(output: Path, record: RunRecord, units: Sequence[str], said: Mapping[str, Any]) -> None:
-    """Compare with the receipts what no count tells: memberships, conflicts, prices."""
+def _as_drawn(output: Path, record: RunRecord, units: Sequence[str], said: Mapping[str, Any]) -> list[Receipt]:
+    """Compare with the receipts what no count tells: memberships, conflicts, prices. Returns those of the draws."""
     there = {receipt.unit: receipt for receipt in Store.of(output).receipts("selection")}
     wanted = [unit for unit in units if unit.startswith("selection-")]
     gone = [unit for unit in wanted if unit not in there]
     if gone:
         raise VerificationError(f"{CERTIFICATE}: the receipts of {len(gone)} of its {len(wanted)} draws are gone")
-    made = certificate_of(output, record, [there[unit] for unit in wanted])
+    drawn = [there[unit] for unit in wanted]
+    made = certificate_of(output, record, drawn)
     found: dict[str, Any] = json.loads(readable_json(made))
     for name in sorted({*said, *found}):
         if said.get(name) != found.get(name):
             raise VerificationError(f"{CERTIFICATE}, {name}: the receipts of its draws say {found.get(name)}")
+    return drawn
 
 
 def check_teed_certificate(output: Path, shards: Sequence[str]) -> str:
@@ -142,7 +146,8 @@ def check_teed_certificate(output: Path, shards: Sequence[str]) -> str:
     rows = [asdict(row) for row in rows_of_run(bounds, state)]
     if rows != groups:
         raise VerificationError(f"{CERTIFICATE}, groups: it says {_first(groups, rows)}")
-    return f"{len(groups)} groups counted again among {len(chosen):,} pairs that were trained on"
+    pairs = f"{len(chosen):,} pairs that were trained on"
+    return f"{len(groups)} groups counted again among {pairs}; candidates and price not checked: the training's word"
 
 
 def _bounds_of(policy: Mapping[str, Any]) -> list[Bounds]:

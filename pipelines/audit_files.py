@@ -105,7 +105,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 def _certificate(policy: Policy, found: Assembled, pool: AuditedPool) -> dict[str, Any]:
     """What the policy asks of the selection as a whole, and what it got: as if it had been drawn at once."""
-    member_NG = members_of(policy, groups_of(found))
+    member_NG = members_of(policy, groups_of(found, policy))
     taken_N = pool.times_N > 0
     names = tuple(bound.name for bound in policy.bounds)
     counts = (tuple(member_NG.sum(0).tolist()), tuple(member_NG[taken_N].sum(0).tolist()))

@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from curate.auditing.assembling import along, assemble
+from curate.auditing.assembling import along, assemble, joined_labels
 from curate.auditing.audit import audit_columns
-from curate.auditing.columns import Column, LabelError, shown
+from curate.auditing.columns import Column, LabelError, crossed_names, shown
 from curate.auditing.concepts import concepts_of
 from curate.auditing.foreign import read_foreign
-from curate.auditing.labels import label_names
+from curate.auditing.labels import Labels, check_labels, label_names
 from curate.auditing.lexicons import SETS
 from curate.auditing.own_columns import COPIES
+from curate.auditing.renamed import with_originals
 from curate.auditing.request import CAPTION_LENGTH, AuditRequest
 from curate.auditing.sentences import findings
 from curate.errors import UsageError
@@ -41,6 +42,7 @@ from curate.pipelines.runner import local_output
 from curate.pipelines.traits import read_traits, traits_pass
 from curate.policy.checking import check_selection
 from curate.policy.columns import groups_of
+from curate.policy.schema import Column as Bounded
 from curate.policy.schema import Policy, read_policy
 from curate.provenance import Findings, add_findings
 from curate.receipts import Store
@@ -70,7 +72,7 @@ class _Question:
     def told(self) -> set[str]:
         """The columns that are asked for by name: to be shown, crossed, or held to the policy."""
         crossed = (name for names in self.request.intersect for name in names)
-        bounded = () if self.policy is None else (column.name for column in self.policy.columns)
+        bounded = () if self.policy is None else (name for column in self.policy.columns for name in column.parts)
         return {shown(name) for name in (*self.columns, *crossed, *bounded)}
 
     def shows(self, column: Column) -> bool:
@@ -117,23 +119,34 @@ def audit(
         attributes=attributes, columns=columns, intersect=intersect, confounder=confounder, clusters=clusters,
         policy=policy, seed=seed,
     )  # fmt: skip
+    _check_labels(asked)  # before a pass over shards, which may take hours
     if selected is not None:
         return _audited(*_of_other_tools(path, Path(selected).expanduser(), asked), asked, _required(to), started)
     target = path / "_curate" / "audit" if to is None else _place(to)
     with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
         pool = read_selection(path, running, place=path if to is None else target, quiet=quiet)
+        rows = pool.rows if labels is None else with_originals(pool.rows, [one.url for one in pool.sources])
+        joined = joined_labels(rows, asked.request, asked.wanted)
         store = Store.of(path if to is None else target)
         units = Passing(running, quiet)
         made = traits_pass(units, store, pool.sources, asked.request.traits)
         guessed = None
         if asked.request.zero_shot is not None:
             guessed = predict(units, store.root, path, pool.sources, asked.request.zero_shot, asked.wanted)
-    result = _audited(pool, read_traits(store, made), asked, target, started, guessed)
+    result = _audited(pool, read_traits(store, made), asked, target, started, guessed, joined)
     if to is None:
         verdict = None if result.verdict is None else result.verdict.as_json()
         report = result.report.relative_to(path / "_curate").as_posix()
         add_findings(path, Findings.of(result.audit, notes=result.notes, verdict=verdict, report=report))
     return result
+
+
+def _check_labels(asked: _Question) -> None:
+    """Refuse a label file that could be joined to no pool. Errors: UsageError."""
+    there, wanted = asked.request.label_columns, asked.wanted
+    names = [name for name in there if wanted is None or shown(name) in wanted]
+    if asked.request.labels is not None and (names or not there):
+        check_labels(asked.request.labels, on=asked.request.on, columns=names)
 
 
 def _of_other_tools(pool: Path, selected: Path, asked: _Question) -> tuple[AuditedPool, pa.Table]:
@@ -177,6 +190,7 @@ def _question(
     """The options of the verb, read and checked."""
     checked = None if policy is None else read_policy(Path(policy).expanduser())
     bounded = () if checked is None else checked.columns
+    alone = [one for one in bounded if not one.crossed]
     held = dict.fromkeys((*(confounder or (CAPTION_LENGTH,)), *(name for one in bounded for name in one.confounders)))
     file = None if labels is None else Path(labels).expanduser().absolute()
     labelled = () if file is None or columns else label_names(file)  # naming none of them asks for all
@@ -185,8 +199,8 @@ def _question(
         on=on,
         least_match=least_match,
         lexicons=tuple(lexicon) or SETS,
-        columns=tuple(dict.fromkeys((*columns, *(one.name for one in bounded if one.name not in labelled)))),
-        intersect=tuple(tuple(part.strip() for part in names.split(",")) for names in intersect),
+        columns=tuple(dict.fromkeys((*columns, *(one.name for one in alone if one.name not in labelled)))),
+        intersect=_crossed(intersect, bounded),
         confounders=tuple(held),
         clusters=clusters,
         label_errors=dict(_label_error(text) for text in label_error),
@@ -194,6 +208,18 @@ def _question(
         attributes=None if attributes is None else Path(attributes).expanduser(),
     )
     return _Question(request, tuple(columns), checked, seed)
+
+
+def _crossed(given: Sequence[str], bounded: Sequence[Bounded]) -> tuple[tuple[str, ...], ...]:
+    """The columns to cross: as given, then those of the policy that are not crossed already."""
+    try:
+        found = [crossed_names(names) for names in given]
+    except UsageError as error:
+        raise UsageError(f"--intersect {error}") from None
+    for column in bounded:
+        if column.crossed and {*column.crossed} not in map(set, found):
+            found.append(column.crossed)
+    return tuple(found)
 
 
 def _label_error(text: str) -> tuple[str, LabelError]:
@@ -212,9 +238,10 @@ def _audited(
     target: Path,
     started: float,
     predictions: pa.Table | None = None,
+    joined: Labels | None = None,
 ) -> AuditResult:
     """The statistics of a pool, and the files that hold them."""
-    found = assemble(pool.rows, traits, asked.request, wanted=asked.wanted, predictions=predictions)
+    found = assemble(pool.rows, traits, asked.request, wanted=asked.wanted, predictions=predictions, joined=joined)
     caption_N = along(pool.rows, traits)["caption"].to_pylist()
     selected_N = pool.times_N > 0
     columns = [column for column in found.columns if asked.shows(column)]
@@ -235,7 +262,7 @@ def _audited(
     )
     verdict = None
     if asked.policy is not None:
-        verdict = check_selection(asked.policy, groups_of(found), pool.times_N, cluster_N=unit_N)
+        verdict = check_selection(asked.policy, groups_of(found, asked.policy), pool.times_N, cluster_N=unit_N)
     result = AuditResult(
         target, audited, findings(audited), (*pool.notes, *found.notes), verdict, seconds=time.monotonic() - started
     )  # fmt: skip

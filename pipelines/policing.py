@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate import scores
+from curate.auditing.renamed import with_originals
 from curate.errors import UsageError
 from curate.pipelines import passes
 from curate.pipelines.passes import Job
@@ -43,11 +44,6 @@ def asked_policy(policy: File | None, labels: File | None, on: str | None) -> Gi
     if given is not None:
         check_names(given)
     return given
-
-
-def select_in_policy(job: Job, scored: Sequence[Receipt]) -> list[Receipt]:
-    """`passes.select_pass`, under the run's policy where it has one. Errors: as `rule_of`."""
-    return passes.select_pass(job, scored, rule_of(job, scored))
 
 
 def rule_of(job: Job, scored: Sequence[Receipt]) -> Rule | None:
@@ -96,6 +92,7 @@ class _Making:
         policy = self.given.policy
         groups = [
             [column.name, [group.name for group in column.groups], column.overlapping, column.unknowns]
+            + ([list(column.crossed)] if column.crossed else [])
             for column in policy.columns
         ]
         held = sorted({name for column in policy.columns for name in column.confounders})
@@ -112,10 +109,11 @@ def _make(making: _Making, attempt: Attempt) -> dict[str, Any]:
             "--policy and --labels"
         )
     request = request_of(given)
-    with_image = "embedding cluster" in {column.name for column in given.policy.columns}
+    with_image = "embedding cluster" in {name for column in given.policy.columns for name in column.parts}
     rows = _pool(job, making.scored, (*_PLAIN, *(["ref_image"] if with_image else [])))
     receipts = traits_pass(job, job.store, job.record.inputs, request.traits)
-    found = policy_columns(given, rows.drop_columns(["shard", "row"]), read_traits(job.store, receipts))
+    named = rows if given.labels is None else with_originals(rows, [one.facts["shard"] for one in making.scored])
+    found = policy_columns(given, named.drop_columns(["shard", "row"]), read_traits(job.store, receipts))
     layout = membership_schema(found.member_NG.shape[1])
     columns = [rows[name] for name in ("sample_id", "shard", "row")]
     table = pa.table([*columns, *(pa.array(member_N) for member_N in found.member_NG.T)], schema=layout)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from dataclasses import replace
 from os import PathLike
@@ -16,6 +14,7 @@ from curate.pipelines.certifying import certificate_files, certify
 from curate.pipelines.engine import Mode, open_engine
 from curate.pipelines.finishing import Receipts
 from curate.pipelines.modelling import default_criterion
+from curate.pipelines.overwriting import link_stages
 from curate.pipelines.passes import Job
 from curate.pipelines.policing import asked_policy, rule_of
 from curate.pipelines.runner import drawn, local_output, select_and_write
@@ -180,24 +179,9 @@ def _prepare_target(job: Job, target: Path) -> None:
         raise RunMismatch(f"{target} belongs to a run over other shards or models; choose another directory")
     old, new = Store.of(job.output), Store.of(target)
     new.prepare()
-    for stage in (*_REPEATED, "commits"):
-        for path in (old.root / stage).glob("*"):
-            name = new.root / stage / path.name
-            if stage == "commits" and path.stem.partition("-")[0] not in _REPEATED:
-                continue
-            if not name.exists():
-                _link_or_copy(path, name)
+    link_stages(old, new, _REPEATED)
 
 
 def _scored(record: RunRecord) -> tuple[Any, ...]:
     """What the scores of a run depend on."""
     return record.inputs, record.models, record.settings.score
-
-
-def _link_or_copy(path: Path, name: Path) -> None:
-    try:
-        name.hardlink_to(path)
-    except OSError:
-        partial = name.parent.parent / "attempts" / f"{name.name}.{os.urandom(6).hex()}.tmp"
-        shutil.copyfile(path, partial)
-        partial.replace(name)

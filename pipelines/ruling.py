@@ -9,7 +9,7 @@ Memory: 16 bytes and one per group for each candidate of the shards behind a sup
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,11 @@ class Rule:
         later_TG = present_TG.sum(axis=0) - present_TG.cumsum(axis=0)
         ahead = tuple(Ahead(sum(sizes), tuple(later_G)) for later_G in later_TG.tolist())
         return cls(bounds, memberships, ahead, max((t for t, size in enumerate(sizes) if size), default=0))
+
+    def within(self, output: Path) -> Rule:
+        """The same rule where the run's files have moved to another output directory."""
+        name = self.memberships.path.relative_to(self.memberships.path.parents[2])
+        return replace(self, memberships=replace(self.memberships, path=output / name))
 
     def begin(self) -> State:
         return State.empty(self.bounds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 import time
 from collections import Counter
@@ -24,12 +23,14 @@ from curate.pipelines.costing import Plan, plan_costs
 from curate.pipelines.engine import Mode, open_engine
 from curate.pipelines.finishing import Receipts
 from curate.pipelines.modelling import ModelChoice, choose_models
+from curate.pipelines.overwriting import earlier_kept, scoring_place, take_place
 from curate.pipelines.passes import Job
-from curate.pipelines.policing import asked_policy, select_in_policy
+from curate.pipelines.policing import asked_policy, rule_of
+from curate.pipelines.ruling import Rule
 from curate.policy.given import File
-from curate.receipts import Receipt, Store
+from curate.receipts import Receipt
 from curate.results import RunResult, check_tolerance, lost_shards, refuse_loss
-from curate.run_record import RunRecord, pin_run, refuse_foreign
+from curate.run_record import RunRecord, refuse_foreign
 from curate.selection.criteria import AnyCriterion
 from curate.settings import (
     Deduplicate,
@@ -106,15 +107,21 @@ def score(
     )
     cache = None if reference_cache is None else choice.check_cache(local_output(reference_cache))
     with open_engine(workers=workers, scheduler=scheduler, mode=engine, allow_remote=allow_remote_scheduler) as running:
-        prepare_output(path, record, overwrite=overwrite)  # after the engine stands: a refusal leaves no trace
-        job = Job(path, record, running, cache, quiet, given=given)
-        announce(job)
-        if clean:
-            job = replace(job, direction=make_direction(path, choice.settings, clean, choice.identities["learner"]))
-        scored = passes.score_pass(job)
+        refuse_foreign(path)  # after the engine stands: a refusal leaves no trace
+        place = scoring_place(path, record, overwrite=overwrite)
+        job = Job(place, record, running, cache, quiet, given=given)
+        announce(job, path)
+        with earlier_kept(place, path):
+            if clean:
+                gradient = make_direction(place, choice.settings, clean, choice.identities["learner"])
+                job = replace(job, direction=gradient)
+            scored = passes.score_pass(job)
+            rule = None if scores_only else rule_of(job, scored)
+        take_place(place, path, record)  # only now: what is refused up to here must not have cost the earlier run
+        job = replace(job, output=path)
         if scores_only:
             return _scores_result(job, scored, tolerance, started)
-        return select_and_write(job, scored, tolerance, started)
+        return write_drawn(job, scored, None if rule is None else rule.within(path), tolerance, started)
 
 
 def plan(
@@ -193,23 +200,13 @@ def local_output(output: str | PathLike[str]) -> Path:
     return Path(text).expanduser().absolute()
 
 
-def prepare_output(output: Path, record: RunRecord, *, overwrite: bool) -> None:
-    """Pin the run in `output` and make its directories; `overwrite` first removes a run that is there."""
-    refuse_foreign(output)
-    if overwrite and output.exists():
-        finishing.reopen(output, keep=())
-        shutil.rmtree(output / "_curate", ignore_errors=True)
-    pin_run(output, record)
-    Store.of(output).prepare()
-
-
-def announce(job: Job) -> None:
+def announce(job: Job, output: Path) -> None:
     """Say on standard error what runs where, and what was chosen for the user."""
     if job.quiet:
         return
     settings, models = job.record.settings, job.record.models
     megabytes = sum(source.size for source in job.record.inputs) / 1e6
-    lines = [f"{len(job.record.inputs)} shards, {megabytes:,.0f} MB -> {job.output}"]
+    lines = [f"{len(job.record.inputs)} shards, {megabytes:,.0f} MB -> {output}"]
     lines += [f"{role}: {identity['name']}, {identity['precision']}" for role, identity in models.items()]
     if settings.select is not None:
         choice = settings.select
@@ -223,7 +220,13 @@ def announce(job: Job) -> None:
 
 
 def select_and_write(job: Job, scored: list[Receipt], tolerance: float, started: float) -> RunResult:
-    selected = select_in_policy(job, scored)
+    """Draw, under the run's policy where it has one, and write what was drawn. Errors: as `rule_of`."""
+    return write_drawn(job, scored, rule_of(job, scored), tolerance, started)
+
+
+def write_drawn(job: Job, scored: list[Receipt], rule: Rule | None, tolerance: float, started: float) -> RunResult:
+    """Draw, under a rule where there is one, and write what was drawn."""
+    selected = passes.select_pass(job, scored, rule)
     ledger = passes.ledger_pass(job, scored, selected)
     written = passes.write_pass(job, scored, selected)
     receipts = Receipts(scored, selected, ledger, written)

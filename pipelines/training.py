@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,8 @@ from typing import Any
 import torch
 
 from curate.costs.energy import Joules, co2_grams
-from curate.errors import UsageError
+from curate.costs.ledger import CostLedger
+from curate.errors import CurateWarning, UsageError
 from curate.estimators.problem import Problem
 from curate.learner.candidates import Candidates
 from curate.learner.checkpoint import TRAINING_FILE, add_checkpoint
@@ -29,6 +31,7 @@ from curate.learner.engine import Course
 from curate.learner.files import RunFiles, alone, begin_run, check_run
 from curate.learner.fitting import fit
 from curate.learner.forecast import measured_factor
+from curate.learner.held_out import HeldOut, held_out_pairs
 from curate.learner.measuring import opened_measure
 from curate.learner.problem import wants_bf16
 from curate.learner.report import write_report
@@ -48,7 +51,7 @@ from curate.pipelines.reference_pass import Where, reference_model, referred_can
 from curate.pipelines.replicas import ClippedStep
 from curate.pipelines.runner import local_output
 from curate.pipelines.teeing import pin_tee, tee
-from curate.pipelines.training_policy import pinned, policed
+from curate.pipelines.training_policy import check_policed, pinned, policed
 from curate.run_record import refuse_foreign
 from curate.shards.sources import Patterns, ShardSource, expand_shards
 
@@ -69,6 +72,7 @@ def train(
     policy: str | PathLike[str] | None = None,
     labels: str | PathLike[str] | None = None,
     on: str | None = None,
+    before: CostLedger | None = None,
     progress: Report | None = None,
     quiet: bool = True,
     **settings: Any,
@@ -77,10 +81,11 @@ def train(
 
     `settings` are the fields of `curate.learner.settings.TrainSettings`. `reference_cache` is an OUT of `curate score`
     with the same reference. What is trained on is written to new shards in `write_shards`; `baselines` are finished
-    runs that the report compares with, `grams_per_kwh` is the intensity by which it turns joules into CO2. `policy` is
-    a file of bounds that every draw keeps to, on groups of captions or of `labels`, joined `on` key, uid or sample_id;
-    `output`/certificate.json says what came of it. Where the run was interrupted, the same call takes it up again;
-    `overwrite` removes it first, and nothing else in `output`.
+    runs that the report compares with (charging this one with what was spent `before` it, too), `grams_per_kwh` is the
+    intensity by which it turns joules into CO2. `policy` is a file of bounds that every draw keeps to, on groups of
+    captions or of `labels`, joined `on` key, uid or sample_id; `output`/certificate.json says what came of it. Where
+    the run was interrupted, the same call takes it up again; `overwrite` removes it first, and nothing else in
+    `output`.
 
     Errors: UsageError for settings, an output in use (also by another process), shards without a readable pair, models
     that do not fit; RunMismatch where the run there was begun with other settings; CacheMismatch; ShardError;
@@ -107,8 +112,12 @@ def train(
         )
         reference = reference_model(chosen, start)
         _of_size(chosen, len(opened.pairs))  # refused before an earlier run is removed
-        _check_sources(chosen, sources, opened, where)
+        _check_sources(chosen, sources, opened)
+        held_out = held_out_pairs(chosen, opened.contents)
+        _warn_of_overlap(held_out)
         stack.enter_context(alone(files))
+        if overwrite:
+            check_policed(given, chosen, opened, sources, files, where)  # before an earlier run is removed
         begin_run(files, _record(chosen, sources, opened, reference) | pinned_too, overwrite=overwrite)
         if files.finished:
             return _found(files, opened, teed, where, reported)
@@ -117,8 +126,9 @@ def train(
         trusted, candidates, more = trusted_pairs(chosen, start, reference, candidates, files, where)
         chosen = _of_size(chosen, len(candidates))
         extras = Extras(
-            files, trusted=trusted, ledger=ledger + more, progress=progress, say=where.say, policing=policing
-        )
+            files, trusted=trusted, ledger=ledger + more, progress=progress, say=where.say, policing=policing,
+            held_out=held_out, before=before or CostLedger(),
+        )  # fmt: skip
         try:
             course = _fitted(start, candidates, chosen, extras, teed, where, overwrite=overwrite)
         except KeyboardInterrupt:
@@ -202,8 +212,8 @@ def _check_tee(files: RunFiles, teed: Path) -> None:
     refuse_foreign(teed)
 
 
-def _check_sources(settings: TrainSettings, sources: Sequence[ShardSource], opened: Opened, where: Where) -> None:
-    """Say which held-out shards are trained on. Errors: UsageError for a shard that is there twice."""
+def _check_sources(settings: TrainSettings, sources: Sequence[ShardSource], opened: Opened) -> None:
+    """Refuse joint draws from a shard that is there twice. Errors: UsageError."""
     first = dict(zip(reversed(opened.digests), reversed(sources), strict=True))
     if settings.criterion != "uniform" and len(first) < len(sources):
         twice = Counter(opened.digests).most_common(1)[0][0]
@@ -211,11 +221,13 @@ def _check_sources(settings: TrainSettings, sources: Sequence[ShardSource], open
             f"{first[twice].url} is there twice, the second time under another name; joint draws need each pair once: "
             "leave one out"
         )
-    trained = {source.url for source in sources}
-    for name in ("trusted", "eval_shards", "zeroshot"):
-        given = getattr(settings, name)
-        if shared := sorted({source.url for source in expand_shards(given)} & trained if given else ()):
-            where.say(f"{name}: {shared[0]} is trained on, too, so it is no held-out shard")
+
+
+def _warn_of_overlap(held_out: Sequence[HeldOut]) -> None:
+    """Say which held-out pairs are trained on: what is measured on them is then memory as well."""
+    for one in held_out:
+        if one.trained:
+            warnings.warn(one.text, CurateWarning, stacklevel=3)
 
 
 def _found(

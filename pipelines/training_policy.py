@@ -7,9 +7,12 @@ made, one byte per pair and group after.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,12 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate import scores
+from curate.auditing.renamed import with_originals
 from curate.errors import UsageError, VerificationError
 from curate.learner.dataset import Opened
 from curate.learner.files import RunFiles, forget
 from curate.learner.policing import Policing, refuse_impossible
 from curate.learner.settings import TrainSettings
 from curate.pipelines.engine import open_engine
+from curate.pipelines.overwriting import link_stages
 from curate.pipelines.passes import Passing
 from curate.pipelines.reference_pass import Where
 from curate.pipelines.ruling import as_members, membership_schema
@@ -35,7 +40,7 @@ from curate.storage import make_directory
 
 # N pairs of the source, G groups of the policy
 
-_DIRECTORIES: Final = ("policy", "commits", "attempts", "logs")
+_DIRECTORIES: Final = ("policy", "traits", "commits", "attempts", "logs")
 _ROWS: Final = ("sample_id", "shard", "ordinal", "key", "uid", "width", "height")
 
 
@@ -61,16 +66,49 @@ def policed(
     this size could keep to; the run is then as if it had not begun.
     """
     if given is None:
+        shutil.rmtree(files.next, ignore_errors=True)  # of a call with a policy that was killed
         return None
+    making = _making(given, opened, sources, files.own, where)
+    if files.next.is_dir():  # made before an earlier run was removed
+        link_stages(Store(files.next), making.store, ("traits", "policy"))
+        shutil.rmtree(files.next)
     try:
-        found = _remembered(given, opened, sources, files, where)
-        everyone = np.arange(len(opened.pairs))
-        steps, window = settings.total_steps(len(everyone)), min(settings.window, len(everyone))
-        refuse_impossible(found, everyone, batch=min(settings.batch, window), window=window, steps=steps)
+        found = _remembered(making)
+        _refuse_impossible(found, settings, len(opened.pairs))
     except UsageError:
         forget(files)
         raise
+    for note in coverage_notes(given.policy, found.columns):
+        where.say(note)
     return found
+
+
+def check_policed(
+    given: GivenPolicy | None,
+    settings: TrainSettings,
+    opened: Opened,
+    sources: Sequence[ShardSource],
+    files: RunFiles,
+    where: Where,
+) -> None:
+    """`policed`, before the run that is there makes room: what is read for it is kept beside it for the new run.
+
+    Errors: as `policed`; nothing of it stays then.
+    """
+    if given is None or not (files.record.is_file() or files.finished):
+        return
+    try:
+        _refuse_impossible(_remembered(_making(given, opened, sources, files.next, where)), settings, len(opened.pairs))
+    except UsageError:
+        shutil.rmtree(files.next)
+        with contextlib.suppress(OSError):
+            files.own.rmdir()  # a checkpoint that no run of ours made had none
+        raise
+
+
+def _refuse_impossible(policing: Policing, settings: TrainSettings, pairs: int) -> None:
+    steps, window = settings.total_steps(pairs), min(settings.window, pairs)
+    refuse_impossible(policing, np.arange(pairs), batch=min(settings.batch, window), window=window, steps=steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,21 +125,19 @@ class _Making:
         return Unit("policy", inputs)
 
 
-def _remembered(
-    given: GivenPolicy, opened: Opened, sources: Sequence[ShardSource], files: RunFiles, where: Where
-) -> Policing:
-    store = Store.of(files.root)
+def _making(given: GivenPolicy, opened: Opened, sources: Sequence[ShardSource], root: Path, where: Where) -> _Making:
     for name in _DIRECTORIES:
-        make_directory(store.root / name)
-    making = _Making(given, opened, tuple(sources), store, where)
-    output = store.commit(making.unit, functools.partial(_make, making)).outputs[0]
-    path = store.root / output.path
-    facts = scores.read_facts(path)
-    for note in coverage_notes(given.policy, facts["columns"]):
-        where.say(note)
-    member_NG = as_members(pq.read_table(path), len(given.policy.bounds))
+        make_directory(root / name)
+    return _Making(given, opened, tuple(sources), Store(root), where)
+
+
+def _remembered(making: _Making) -> Policing:
+    """The policy with the members of its groups, as the store of `making` has them; made now where it has not."""
+    output = making.store.commit(making.unit, functools.partial(_make, making)).outputs[0]
+    path, policy = making.store.root / output.path, making.given.policy
+    member_NG = as_members(pq.read_table(path), len(policy.bounds))
     kept = {"file": f"_curate/{output.path}", "sha256": output.sha256}
-    return Policing(given.policy, member_NG, tuple(facts["columns"]), kept)
+    return Policing(policy, member_NG, tuple(scores.read_facts(path)["columns"]), kept)
 
 
 def _make(making: _Making, attempt: Attempt) -> dict[str, Any]:
@@ -114,6 +150,8 @@ def _make(making: _Making, attempt: Attempt) -> dict[str, Any]:
         receipts = traits_pass(Passing(engine, where.quiet), making.store, making.sources, request.traits)
     traits = read_traits(making.store, receipts)
     rows = _of_pairs(traits, making.opened)
+    if given.labels is not None:
+        rows = with_originals(rows, [source.url for source in making.sources])
     found = policy_columns(given, rows, traits)
     fixed = [rows["sample_id"], rows["shard"], rows["ordinal"]]
     layout = membership_schema(found.member_NG.shape[1])

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.auditing.columns import shown
-from curate.auditing.traits import FIELD, TEXT, TraitSettings, caption_reader, facts_of, with_facts
+from curate.auditing.traits import FIELD, TEXT, TraitSettings, caption_reader, facts_of, field_value, with_facts
 from curate.errors import VerificationError
 from curate.formats.datacomp import checked_uid
 from curate.images.decode import ImageRejected
@@ -37,7 +37,6 @@ from curate.storage import make_directory
 MAX_CAPTION_BYTES: Final = 65_536
 MOST_NAMES: Final = 50  # of json fields, told to whoever asks for one that is not there
 _DIRECTORIES: Final = ("traits", "commits", "attempts", "logs")
-_SCALARS: Final = (str, int, float)  # true and false are int
 _SAMPLE: Final = pa.schema(
     [
         ("sample_id", pa.binary(16)),
@@ -119,8 +118,8 @@ def _read(spec: TraitSpec, attempt: Attempt) -> dict[str, Any]:
 def _row(data: memoryview, entry: SampleEntry, wanted: Sequence[str], seen: Counter[str]) -> dict[str, Any]:
     caption, _ = read_caption(data, entry, max_bytes=MAX_CAPTION_BYTES)
     record = read_json(data, entry) or {}
-    scalars = {name: value for name, value in record.items() if isinstance(value, _SCALARS)}
-    seen.update(scalars.keys())
+    fields = {name: value for name, given in record.items() if (value := field_value(given)) is not None}
+    seen.update(fields.keys())
     width, height = _size(data, entry)
     url = record.get("url")
     return {
@@ -132,7 +131,7 @@ def _row(data: memoryview, entry: SampleEntry, wanted: Sequence[str], seen: Coun
         "height": height,
         "caption": caption,
         "url": url if isinstance(url, str) and _is_text(url) else None,
-        **{FIELD + name: json.dumps(scalars[name]) for name in wanted if name in scalars},
+        **{FIELD + name: json.dumps(fields[name]) for name in wanted if name in fields},
     }
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from curate.auditing.clusters import Clusters, Copies
 from curate.auditing.columns import Column, shown
 from curate.auditing.given_columns import json_column, strata_of, table_column
-from curate.auditing.labels import Match, join_labels
+from curate.auditing.labels import Labels, Match, join_labels
 from curate.auditing.own_columns import CLUSTERS, COPIES, clusters_of, copies_of, own_columns
 from curate.auditing.request import AuditRequest
 from curate.auditing.traits import FIELD, facts_of
@@ -56,13 +56,14 @@ def assemble(
     *,
     wanted: Collection[str] | None = None,
     predictions: pa.Table | None = None,
+    joined: Labels | None = None,
 ) -> Assembled:
     """Every column that the pool `rows` and the `traits` of its samples allow, or only those `wanted` by name.
 
     `rows` has sample_id; key or uid for labels; width, height, image_digest and dhash, ref_image (fp16) as far as they
     are known; and any column that the request names. `predictions` has what a model made of the request's
-    attributes (`curate.auditing.zero_shot`). Errors: UsageError for names that are not there and labels that do not
-    match, VerificationError for samples without traits.
+    attributes (`curate.auditing.zero_shot`); `joined` is what `joined_labels` made of its labels. Errors: UsageError
+    for names that are not there and labels that do not match, VerificationError for samples without traits.
     """
     if not len(rows):
         raise UsageError("the pool is empty: there is nothing to audit")
@@ -74,7 +75,8 @@ def assemble(
         COPIES: lambda: None if copies is None else copies.column,
         CLUSTERS: lambda: None if clusters is None else clusters.column,
     }
-    labelled, match = _labels(rows, request, wanted)
+    joined = joined or joined_labels(rows, request, wanted)
+    labelled, match = (joined.columns, joined.match) if joined is not None else ((), None)
     guessed, guess_notes = _predicted(rows, predictions, request, wanted)
     columns = {column.name: column for column in (*labelled, *guessed)}
     columns |= _named(rows, traits, request, taken={*own, *map(_longer, own), *request.predicted}, wanted=wanted)
@@ -90,6 +92,19 @@ def assemble(
     columns = _with_errors(columns, request)
     strata, lost = strata_of(request.confounders, columns, traits, rows)
     return Assembled(tuple(columns.values()), strata, (*notes, *lost), clusters, copies, match)
+
+
+def joined_labels(rows: pa.Table, request: AuditRequest, wanted: Collection[str] | None = None) -> Labels | None:
+    """The request's labels along the pool; None without any. Needs no trait, so ask before they are read.
+
+    Errors: as `join_labels`.
+    """
+    names = [name for name in request.label_columns if wanted is None or shown(name) in wanted]
+    if request.labels is None or (request.label_columns and not names):
+        return None
+    if request.on not in rows.column_names:
+        raise UsageError(f"labels cannot be joined on {request.on}: the pool has {', '.join(rows.column_names)}")
+    return join_labels(request.labels, rows, on=request.on, columns=names, least_match=request.least_match)
 
 
 def along(rows: pa.Table, traits: pa.Table) -> pa.Table:
@@ -108,18 +123,6 @@ def along(rows: pa.Table, traits: pa.Table) -> pa.Table:
             "changed since it was scored. Restore them, or score anew"
         )
     return traits.take(place_N)
-
-
-def _labels(
-    rows: pa.Table, request: AuditRequest, wanted: Collection[str] | None
-) -> tuple[tuple[Column, ...], Match | None]:
-    names = [name for name in request.label_columns if wanted is None or shown(name) in wanted]
-    if request.labels is None or (request.label_columns and not names):
-        return (), None
-    if request.on not in rows.column_names:
-        raise UsageError(f"labels cannot be joined on {request.on}: the pool has {', '.join(rows.column_names)}")
-    found = join_labels(request.labels, rows, on=request.on, columns=names, least_match=request.least_match)
-    return found.columns, found.match
 
 
 def _predicted(

@@ -9,6 +9,7 @@ Memory 4 N bytes, or N G where groups overlap.
 
 from __future__ import annotations
 
+import csv
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -148,19 +149,40 @@ def intersection(columns: Sequence[Column]) -> Column:
         raise ValueError("an intersection takes two columns or more, of one pool")
     names, members_NG = columns[0].names, columns[0].members
     for column in columns[1:]:
-        names = tuple(f"{one} & {other}" for one in names for other in column.names)
+        names = tuple(crossed_name([one, other]) for one in names for other in column.names)
         members_NG = (members_NG[:, :, None] & column.members[:, None, :]).reshape(len(column), -1)
         there_G = np.flatnonzero(members_NG.any(0))
         names = tuple(names[one] for one in there_G)
-        check_group_count(" & ".join(each.name for each in columns), len(names))
+        check_group_count(crossed_name([each.name for each in columns]), len(names))
         members_NG = members_NG[:, there_G]
     known_N = np.logical_and.reduce([column.is_known for column in columns])
-    name, provenance = " & ".join(column.name for column in columns), "; ".join(c.provenance for c in columns)
+    name = crossed_name([column.name for column in columns])
+    provenance = "; ".join(column.provenance for column in columns)
     model = " and ".join(dict.fromkeys(column.model for column in columns if column.model)) or None
     if any(column.overlapping for column in columns):
         return Column(name, "intersection", provenance, names, None, members_NG, known_N, model=model)
     codes_N = np.where(known_N, members_NG.argmax(1) if names else UNKNOWN, UNKNOWN).astype(np.int32)
     return Column(name, "intersection", provenance, names, codes_N, model=model)
+
+
+def crossed_name(names: Sequence[str]) -> str:
+    """What the intersection of columns is called, and of groups of them: "gender & tone"."""
+    return " & ".join(names)
+
+
+def crossed_names(text: str) -> tuple[str, ...]:
+    """The names of columns that are written with commas between them, quoted as in a CSV where one has a comma.
+
+    Errors: UsageError for quotes that do not fit.
+
+    >>> crossed_names('gender, "height, in cm"')
+    ('gender', 'height, in cm')
+    """
+    try:
+        [names] = csv.reader([text], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError) as error:
+        raise UsageError(f"{shown(text)}: {error}; write names as a CSV does, 'a,\"b, c\"'") from None
+    return tuple(name.strip() for name in names)
 
 
 def shown(text: str) -> str:

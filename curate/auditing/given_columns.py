@@ -1,7 +1,8 @@
 """The columns that a user names: fields of the samples' json, columns of the pool's table, and what is held fixed.
 
-Text, true and false are groups as they are; of numbers with more than 20 values quantiles are. Confounders may be any
-column whose groups exclude each other, any number, and the length of the caption.
+Text, true and false are groups as they are; of numbers with more than 20 values quantiles are. Where a json field holds
+lists, a sample is in the group of each of its values: groups overlap, and there may be 200 of them. Confounders may be
+any column whose groups exclude each other, any number, and the length of the caption.
 """
 
 # N samples of the pool
@@ -17,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from curate.auditing.columns import UNKNOWN, Column, check_group_count, shown
+from curate.auditing.columns import UNKNOWN, Column, check_group_count, distinct_names, shown
 from curate.auditing.membership import bins
-from curate.auditing.metadata import field_column, ledger_column, quantile_column
+from curate.auditing.metadata import field_column, label_of, ledger_column, quantile_column
 from curate.auditing.request import CAPTION_LENGTH
-from curate.auditing.traits import FIELD
+from curate.auditing.traits import FIELD, MOST_LISTED
 from curate.errors import UsageError
 
 MOST_NUMBERS: Final = 20  # more different numbers than these are put into quantiles
@@ -31,16 +32,42 @@ Labels = NDArray[np.object_]
 
 
 def json_column(texts_N: pa.ChunkedArray, name: str) -> Column:
-    """A json field, each value as JSON text. Errors: UsageError above 1,000 groups."""
+    """A json field, each value as JSON text; with lists in it, overlapping. Errors: UsageError for too many groups."""
     encoded = texts_N.combine_chunks().dictionary_encode()
     code_N = encoded.indices.fill_null(UNKNOWN).to_numpy(zero_copy_only=False)
     values = [json.loads(text) for text in encoded.dictionary.to_pylist()]
     provenance = f"{shown(name.removeprefix(FIELD))!r} in the samples' json"
+    if any(isinstance(value, list) for value in values):
+        return _listed(values, code_N, name=name, provenance=provenance)
     if len(values) > MOST_NUMBERS and all(_is_number(value) for value in values):
         number_N = np.array([*map(_as_float, values), np.nan])[code_N]
         return quantile_column(number_N, name=name, provenance=provenance)
     check_group_count(name, len(values))
     return field_column(np.array([*values, None], object)[code_N].tolist(), name=name, provenance=provenance)
+
+
+def _listed(values: Sequence[Any], code_N: NDArray[np.int32], *, name: str, provenance: str) -> Column:
+    """Overlapping groups of lists, a value by itself being a list of one; `code_N` is -1 where there is none.
+
+    A list of nothing is known to be in no group; one whose values name no group (blank text) is not known.
+    """
+    lists = [value if isinstance(value, list) else [value] for value in values]
+    named = [{label for one in given if (label := label_of(one)) is not None} for given in lists]
+    groups = sorted(set().union(*named))
+    if len(groups) > MOST_LISTED:
+        raise UsageError(
+            f"column {shown(name)!r} holds lists of more than {MOST_LISTED} distinct values; name a field with fewer, "
+            "or put them into classes first"
+        )
+    place = {group: number for number, group in enumerate(groups)}
+    member_VG = np.zeros((len(values) + 1, len(groups)), np.bool_)  # the last for those without
+    for row, labels in enumerate(named):
+        member_VG[row, [place[label] for label in labels]] = True
+    known_V = np.array([*(bool(labels) or not given for labels, given in zip(named, lists, strict=True)), False])
+    return Column(
+        shown(name), "metadata", f"{provenance}, of which a sample may have several", distinct_names(groups),
+        members_NG=member_VG[code_N], known_N=known_V[code_N],
+    )  # fmt: skip
 
 
 def table_column(rows: pa.Table, name: str, table: str) -> Column:

@@ -2,7 +2,8 @@
 
 A join that goes wrong in silence gives wrong numbers with narrow intervals. So keys are text (never 7 for "007"), a key
 that is given twice with different labels is refused, and so is a key that stands for several samples of the pool; both
-sides' match rates are part of the provenance, and too low a rate is refused.
+sides' match rates are part of the provenance, and too low a rate is refused. Samples that curate has written anew have
+new keys and ids: labels are joined by the old ones where the file has these (`curate.auditing.renamed`).
 Read whole: about 100 bytes per row of the file.
 """
 
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curate.auditing.columns import UNKNOWN, Column, LabelError, check_group_count, distinct_names, shown
+from curate.auditing.renamed import ORIGINAL_ID, ORIGINAL_KEY
 from curate.errors import UsageError
 
 JOINS: Final = ("key", "uid", "sample_id")
@@ -32,7 +34,8 @@ _LARGEST_CSV: Final = 1 << 33  # 8 GiB; parquet beyond that
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """How a file met the pool, in rows. `without_key` and `repeated` (same key, same labels) are rows of the file."""
+    """How a file met the pool, in rows. `without_key` and `repeated` (same key, same labels) are rows of the file;
+    `originals` says that samples were looked up by what they were called before curate wrote them anew."""
 
     pool: int
     pool_matched: int
@@ -40,6 +43,7 @@ class Match:
     file_matched: int
     without_key: int
     repeated: int
+    originals: bool = False
 
     @property
     def rate(self) -> float:
@@ -52,6 +56,7 @@ class Match:
             f"{self.file_matched:,} of the file's {self.file:,} rows used",
             *([f"{self.without_key:,} rows without a key"] if self.without_key else []),
             *([f"{self.repeated:,} rows repeated"] if self.repeated else []),
+            *(["by what the samples were called before they were selected"] if self.originals else []),
         ]
         return "; ".join(parts)
 
@@ -84,11 +89,12 @@ def join_labels(
         raise UsageError(f"--on {on}: labels are joined on {', '.join(JOINS)}")
     table = _read(file)
     names = _wanted(file, table, on, columns)
-    key_M, key_N = _keys(table[on], on), _keys(pool[on], on)
+    key_M = _keys(table[on], on)
     row_of, repeated = _rows_by_key(file, table.select(names), key_M, on)
-    _refuse_shared_keys(key_N, row_of, on)
+    key_N, id_N = _followed(file, pool, row_of, on)
+    _refuse_shared_keys(key_N, id_N, row_of, on)
     row_N = np.fromiter((row_of.get(key or "", UNKNOWN) for key in key_N), np.int64, len(key_N))
-    match = _match(key_M, key_N, row_N, repeated)
+    match = _match(key_M, key_N, row_N, repeated, originals=id_N is not None)
     _refuse_low_rate(file, match, on, least_match, key_M, key_N)
     errors = label_errors or {}
     made = [_column(file, table[name], name, row_N, match, on, errors.get(name)) for name in names]
@@ -110,11 +116,19 @@ def label_names(file: Path) -> list[str]:
         raise UsageError(f"{file}: {str(error).splitlines()[0]}") from error
 
 
-def label_values(file: Path, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The groups that these columns of the file have, whichever pool it is for. Errors: as `join_labels`."""
+def check_labels(file: Path, *, on: str = "key", columns: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
+    """All that `join_labels` can refuse without a pool; the groups of each column, whichever pool they are for.
+
+    Reads the file once, so that nobody waits for a pass over shards to hear of it. Errors: as `join_labels`.
+    """
     table = _read(file)
-    values = {name: pc.unique(_as_text(file, table[name], name)).drop_null().to_pylist() for name in names}
-    return {name: distinct_names(sorted(found)) for name, found in values.items()}
+    names = _wanted(file, table, on, columns)
+    groups = {name: pc.unique(_as_text(file, table[name], name)).drop_null().to_pylist() for name in names}
+    key_M = _keys(table[on], on)
+    if not any(key_M):
+        raise UsageError(f"{file}: no row has a {on}, so that nothing could be joined")
+    _rows_by_key(file, table.select(names), key_M, on)
+    return {name: distinct_names(sorted(found)) for name, found in groups.items()}
 
 
 def _parsing(file: Path) -> pacsv.ParseOptions:
@@ -196,15 +210,42 @@ def _rows_by_key(file: Path, labels: pa.Table, key_M: list[str | None], on: str)
     return row_of, len(again)
 
 
-def _refuse_shared_keys(key_N: list[str | None], row_of: Mapping[str, int], on: str) -> None:
-    """A key of several samples names none of them. A uid may stand several times: it is one sample, repeated."""
+def _followed(
+    file: Path, pool: pa.Table, row_of: Mapping[str, int], on: str
+) -> tuple[list[str | None], list[bytes | None] | None]:
+    """The keys by which samples are looked up: theirs, or what they were called before curate wrote them anew, then
+    with their ids of that time. Errors: UsageError where a key of the file may be either."""
+    key_N = _keys(pool[on], on)
+    name = {"key": ORIGINAL_KEY, "sample_id": ORIGINAL_ID}.get(on)
+    if name not in pool.column_names:
+        return key_N, None
+    id_N: list[bytes | None] = pool[ORIGINAL_ID].to_pylist()
+    old_N = [old or key for old, key in zip(_keys(pool[name], on), key_N, strict=True)]
+    new = sum(key in row_of for key, sample in zip(key_N, id_N, strict=True) if sample is not None)
+    old = sum(key in row_of for key, sample in zip(old_N, id_N, strict=True) if sample is not None)
+    if new and old:
+        raise UsageError(
+            f"{file}: curate wrote these shards and gave their samples new {on}s; {new:,} of them are in the file, and "
+            f"{old:,} of those that the samples had before, so it cannot be told which are meant. Join on uid"
+        )
+    return (old_N, id_N) if old else (key_N, None)
+
+
+def _refuse_shared_keys(
+    key_N: list[str | None], id_N: list[bytes | None] | None, row_of: Mapping[str, int], on: str
+) -> None:
+    """A key of several samples names none of them. A uid may stand several times: it is one sample, repeated; so may an
+    original key, with the same id."""
     if on != "key":
         return
-    seen: set[str] = set()
+    seen: dict[str, bytes | None] = {}
     shared: list[str] = []
-    for key in key_N:
+    for row, key in enumerate(key_N):
         if key is not None and key in row_of:
-            (shared.append if key in seen else seen.add)(key)
+            sample = None if id_N is None else id_N[row]
+            if key in seen and (sample is None or seen[key] != sample):
+                shared.append(key)
+            seen.setdefault(key, sample)
     if shared:
         raise UsageError(
             f"{len(shared):,} samples of the pool have a key that an earlier one has too, first {shown(shared[0])!r}: "
@@ -212,10 +253,12 @@ def _refuse_shared_keys(key_N: list[str | None], row_of: Mapping[str, int], on: 
         )
 
 
-def _match(key_M: list[str | None], key_N: list[str | None], row_N: NDArray[np.int64], repeated: int) -> Match:
+def _match(
+    key_M: list[str | None], key_N: list[str | None], row_N: NDArray[np.int64], repeated: int, *, originals: bool
+) -> Match:
     there = set(key_N)
     used = sum(key is not None and key in there for key in key_M)
-    return Match(len(key_N), int((row_N >= 0).sum()), len(key_M), used, key_M.count(None), repeated)
+    return Match(len(key_N), int((row_N >= 0).sum()), len(key_M), used, key_M.count(None), repeated, originals)
 
 
 def _refuse_low_rate(

@@ -126,7 +126,7 @@ def ledger_column(table: pa.Table, name: str, *, bins: int = 4) -> Column:
 
 def field_column(values_N: Sequence[Any], *, name: str, provenance: str) -> Column:
     """A field of the samples' json: text, numbers, true and false; anything else, blank text and NaN are unknown."""
-    return column_of([_text(value) for value in values_N], name=name, kind="metadata", provenance=provenance)
+    return column_of([label_of(value) for value in values_N], name=name, kind="metadata", provenance=provenance)
 
 
 def quantile_column(value_N: NDArray[np.float64], *, name: str, provenance: str, bins: int = 4) -> Column:
@@ -149,7 +149,8 @@ def quantile_column(value_N: NDArray[np.float64], *, name: str, provenance: str,
     return Column(shown(name), "metadata", f"{provenance}, in {len(used)} classes of about equal size", names, codes_N)
 
 
-def _text(value: Any) -> str | None:
+def label_of(value: Any) -> str | None:
+    """A value of a field as the name of a group; None where it names none."""
     if isinstance(value, str):
         return value.strip() or None
     if isinstance(value, bool):

@@ -63,7 +63,7 @@ class AuditRequest:
         for names in self.intersect:
             _check_names("--intersect", names)
             if len(names) < 2:
-                raise UsageError(f"--intersect {shown(','.join(names))}: name two columns or more, with a comma")
+                raise UsageError(f"--intersect {shown(','.join(names))}: name two columns or more, with commas between")
         if len({frozenset(names) for names in self.intersect}) < len(self.intersect):
             raise UsageError("--intersect: the same columns are crossed twice")
         if not 0 <= self.seed < 2**64:

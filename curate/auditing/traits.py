@@ -28,9 +28,11 @@ from curate.errors import UsageError
 # N captions
 
 MENTIONS: Final = "mentions:"  # before the name of a set of word lists: a column of lists of groups
-FIELD: Final = "field:"  # before the name of a json field: its value as JSON text
-VERSION: Final = 1  # raised when a caption reads differently, so that no stored table is taken for a newer one
+FIELD: Final = "field:"  # before the name of a json field: its value, or the list of its values, as JSON text
+MOST_LISTED: Final = 200  # groups of a field of lists: a byte for each and each sample
+VERSION: Final = 2  # raised when a sample reads differently, so that no stored table is taken for a newer one
 TEXT: Final = pa.large_string()  # 2 GiB of captions are 30 million
+_SCALARS: Final = (str, int, float)  # true and false are int
 _NO_SPACES: Final = regex.compile(
     r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}"
     r"\p{Script=Myanmar}]"
@@ -87,6 +89,18 @@ class TraitSettings:
 def shipped_lists() -> tuple[WordList, ...]:
     """The lists that come with curate."""
     return tuple(WordList.shipped(language) for language in SHIPPED)
+
+
+def field_value(value: Any) -> Any:
+    """What a group column can be made of in a json value: text, numbers, true, false; of a list, its different ones.
+
+    None for anything else. Of more values than any column may have those beyond `MOST_LISTED` + 1 are left: enough to
+    tell that there are too many. Example: ["a", {"b": 1}, "a"] is ["a"], and [{"b": 1}] is None.
+    """
+    if not isinstance(value, list):
+        return value if isinstance(value, _SCALARS) else None
+    found = {json.dumps(one): one for one in value if isinstance(one, _SCALARS)}  # 1 and true stay apart
+    return list(found.values())[: MOST_LISTED + 1] if found or not value else None
 
 
 class CaptionReader:

@@ -67,15 +67,17 @@ def audit(
     attributes
         Ask a model about the images (YAML: model, threshold, columns, groups, prompts); never one that scored them.
     columns
-        Audit these columns only: of the labels, of the samples' json, of the ledger, or those that curate makes.
+        Audit these columns only: of the labels, of the samples' json (a list puts a sample into several groups), of the
+        ledger, or those that curate makes.
     intersect
-        Columns to cross, separated by a comma: gender,age.
+        Columns to cross, separated by a comma: gender,age. A name with a comma is quoted as in a CSV:
+        'gender,"height, in cm"'.
     confounder
         Columns that could explain a disparity; caption length unless given.
     clusters
         Number of embedding clusters; chosen by the size of the pool unless given, 0 for none.
     policy
-        A policy (YAML) that the selection is checked against.
+        A policy (YAML) that the selection is checked against; the columns that it crosses are crossed here too.
     output
         Write there, and leave OUT as it is. Unless given that is OUT/_curate/audit, and the findings enter OUT's data
         card (README.md) and croissant.json.

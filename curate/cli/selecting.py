@@ -101,7 +101,8 @@ def score(
     dry_run
         Print the plan (samples, super-batches, FLOPs, bytes, time) and write nothing.
     overwrite
-        Replace a run that is in the output directory.
+        Replace a run that is in the output directory, when the new one is scored: refused before that (as for a policy
+        that cannot be met) it leaves the earlier one as it was, and its own scores in _curate/next for the next call.
     """
     from curate.pipelines import runner
 

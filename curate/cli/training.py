@@ -116,7 +116,8 @@ def train(
     estimator_workers
         Share a forward gradient among so many worker processes: embeddings and scalars travel, gradients do not.
     eval_shards
-        Held-out shards for image-text retrieval, at the end and every --eval-every steps.
+        Held-out shards for image-text retrieval, at the end and every --eval-every steps. Held-out pairs whose images
+        are trained on, too, are counted in a warning before the run and in its report.
     zeroshot
         Labelled shards for zero-shot accuracy, likewise.
     zeroshot_label
@@ -133,7 +134,8 @@ def train(
     labels
         A CSV or parquet file with the groups that the policy speaks of, where captions do not tell them.
     on
-        What labels are joined on: key (unless given), uid or sample_id.
+        What labels are joined on: key (unless given), uid or sample_id. Samples that curate wrote anew are looked up by
+        what they were called before.
     write_shards
         Write the chosen batches to new shards there, in the order trained on, for any loader to replay.
     baseline
@@ -143,7 +145,8 @@ def train(
     reference_cache
         An output of `curate score` with the same reference, whose embeddings are used.
     overwrite
-        Remove the run that is in the output directory, and begin anew; other files there stay.
+        Remove the run that is in the output directory, and begin anew; other files there stay. A policy that cannot be
+        met is refused before that.
     """
     from curate.pipelines.training import train
     from curate.reports import fitted_line, policy_lines, training_bar

@@ -6,6 +6,8 @@ size, ...) is that; else it is a field of the samples' json or a column of the p
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,10 +17,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.auditing.assembling import Assembled, assemble
-from curate.auditing.labels import label_values
+from curate.auditing.columns import Column, crossed_name, intersection
+from curate.auditing.labels import check_labels
 from curate.auditing.lexicons import SETS
 from curate.auditing.request import CAPTION_LENGTH, AuditRequest
 from curate.auditing.traits import FIELD, caption_reader, facts_of
+from curate.errors import UsageError
 from curate.marked_yaml import suggestion
 from curate.policy.given import GivenPolicy
 from curate.policy.memberships import Grouped, members_of
@@ -30,6 +34,7 @@ OURS: Final = (
     *SETS, "caption script", "caption language", "url country", "image size", "image shape", "near-duplicates",
     "embedding cluster", CAPTION_LENGTH,
 )  # fmt: skip
+_WRITTEN_OUT: Final = 100_000  # crossings of groups, to look for a misspelt one before any work
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +61,29 @@ def request_of(given: GivenPolicy) -> AuditRequest:
 def check_names(given: GivenPolicy) -> None:
     """Look for the policy's groups where that needs no pool: in its label file, and among the groups of word lists.
 
-    Errors: UsageError for a label file that is none; with line and field for a group that is in neither.
+    Errors: UsageError for a label file that could be joined to no pool; with line and field for a group in neither.
     """
     request = request_of(given)
-    names = {column.name for column in given.policy.columns}
+    names, held = _names(given)
     known: dict[str, Sequence[str]] = {}
-    mentioned = sorted(names & set(request.traits.sets))
+    mentioned = sorted({*names} & set(request.traits.sets))
     if mentioned:
         sets = caption_reader(request.traits).facts["sets"]
         known |= {name: sets[name]["groups"] for name in mentioned}
-    if given.labels is not None:
-        known |= label_values(given.labels, sorted(names & set(request.label_columns)))
-    given.policy.require(known, all_known=False)
+    labelled = sorted({*names, *held} & set(request.label_columns))
+    if given.labels is not None and labelled:
+        known |= check_labels(given.labels, on=request.on, columns=labelled)
+    given.policy.require(_with_crossed(given.policy, known), all_known=False)
+
+
+def _with_crossed(policy: Policy, known: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """What could be the groups of the policy's intersections, too, where they are not too many to write out."""
+    crossed: dict[str, Sequence[str]] = {}
+    for column in policy.columns:
+        groups = [known[name] for name in column.crossed if name in known]
+        if column.crossed and len(groups) == len(column.crossed) and math.prod(map(len, groups)) <= _WRITTEN_OUT:
+            crossed[column.name] = [crossed_name(names) for names in itertools.product(*groups)]
+    return {**known, **crossed}
 
 
 def policy_columns(given: GivenPolicy, rows: pa.Table, traits: pa.Table) -> PolicyColumns:
@@ -79,11 +95,11 @@ def policy_columns(given: GivenPolicy, rows: pa.Table, traits: pa.Table) -> Poli
     (names, held), request = _names(given), request_of(given)
     _refuse_missing(given, request, rows, traits)
     made = assemble(rows, traits, request, wanted={*names, *held})
-    found = groups_of(made)
-    member_NG = members_of(given.policy, found)
+    member_NG = members_of(given.policy, groups_of(made, given.policy))
+    found = _named(made, given.policy)
     facts: list[dict[str, Any]] = [
-        {"column": name, "provenance": made.named()[name].provenance, "coverage": made.named()[name].coverage}
-        for name in names
+        {"column": one.name, "provenance": found[one.name].provenance, "coverage": found[one.name].coverage}
+        for one in given.policy.columns
     ]
     return PolicyColumns(member_NG, tuple(facts))
 
@@ -98,9 +114,22 @@ def coverage_notes(policy: Policy, facts: Sequence[Mapping[str, Any]]) -> list[s
     ]
 
 
-def groups_of(made: Assembled) -> dict[str, Grouped]:
-    """Columns by name as a policy is held against them; what is only held fixed is known by name, without groups."""
-    return {name: _NoGroups() for name in made.strata} | dict(made.named())
+def groups_of(made: Assembled, policy: Policy) -> dict[str, Grouped]:
+    """Columns by name as a policy is held against them, its intersections among them; what is only held fixed is known
+    by name, without groups. Errors: UsageError with line and field for an intersection of too many groups.
+    """
+    return {name: _NoGroups() for name in made.strata} | dict(_named(made, policy))
+
+
+def _named(made: Assembled, policy: Policy) -> dict[str, Column]:
+    found = made.named()
+    for number, column in enumerate(policy.columns):
+        if column.crossed and found.keys() >= {*column.crossed}:
+            try:
+                found[column.name] = intersection([found[name] for name in column.crossed])
+            except UsageError as error:
+                raise policy.marked.error(("columns", number, "intersect"), str(error)) from None
+    return found
 
 
 def _refuse_missing(given: GivenPolicy, request: AuditRequest, rows: pa.Table, traits: pa.Table) -> None:
@@ -110,17 +139,20 @@ def _refuse_missing(given: GivenPolicy, request: AuditRequest, rows: pa.Table, t
     there |= {*fields, *(name.removeprefix(FIELD) for name in fields)}
     told = sorted(there | set(facts_of(traits).get("json_fields", ())))
     for number, column in enumerate(given.policy.columns):
-        for name, key in ((column.name, "column"), *((other, "confounders") for other in column.confounders)):
+        key = "intersect" if column.crossed else "column"
+        wanted = [(name, key) for name in column.parts] + [(name, "confounders") for name in column.confounders]
+        for name, key in wanted:
             if name not in there:
                 message = suggestion(f"no column is called {name!r}", name, told)
                 raise given.policy.marked.error(("columns", number, key), message)
 
 
 def _names(given: GivenPolicy) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The columns of a policy, and what it holds fixed when it is checked."""
+    """The columns that a policy's groups are made of, and what it holds fixed when it is checked."""
     columns = given.policy.columns
+    named = dict.fromkeys(name for column in columns for name in column.parts)
     held = dict.fromkeys(name for column in columns for name in column.confounders)
-    return tuple(column.name for column in columns), tuple(held)
+    return tuple(named), tuple(held)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,10 @@
         min_coverage: 0.3                    # below this share of known rows a check is indeterminate
         confounders: [caption length]
         severity: error                      # `warning`: checked, enforced and shown, but it decides no exit code
+      - intersect: gender,tone               # in place of `column`: columns crossed, as for `curate audit --intersect`
+        source: captions and labels          # (or a list of names); groups are called as audits call them
+        groups: [woman & dark]
+        min_count: 50
 
 A ratio is the group's rate over the rate of the whole pool, unknowns included (the report's ratio to the rest lies
 further from 1). min_share is of the selected, min_count of samples. Names are values, never keys: the reader of YAML
@@ -33,6 +37,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from curate.auditing.columns import crossed_name, crossed_names
 from curate.errors import UsageError
 from curate.marked_yaml import Marked, Place, read_yaml, suggestion
 
@@ -70,6 +75,21 @@ def _as_date(value: Any) -> Any:
     return datetime.date.fromisoformat(value) if isinstance(value, str) else value
 
 
+def _as_crossed(value: Any) -> Any:
+    """Names of columns, in a list or in one text with commas."""
+    try:
+        names = crossed_names(value) if isinstance(value, str) else value
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(names, list | tuple):
+        return names
+    if len(names) < 2:
+        raise ValueError("name two columns or more, with commas between")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]!r} is named twice")
+    return tuple(names)
+
+
 def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
@@ -96,7 +116,8 @@ class _Group(_Bounded):
 
 
 class _Column(_Bounded):
-    column: _Line
+    column: _Line | None = None
+    intersect: Annotated[tuple[_Line, ...] | None, BeforeValidator(_as_crossed)] = None
     source: _Text
     groups: Annotated[
         tuple[Annotated[_Group, BeforeValidator(_as_group)], ...], BeforeValidator(_as_tuple), Field(min_length=1)
@@ -135,7 +156,10 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a policy: its groups with their bounds (`unknown` last, where unknowns are a group)."""
+    """One column of a policy: its groups with their bounds (`unknown` last, where unknowns are a group).
+
+    `crossed`: the columns that it is the intersection of; of one that is there as it is, none.
+    """
 
     name: str
     source: str
@@ -145,10 +169,17 @@ class Column:
     min_coverage: float
     confounders: tuple[str, ...]
     severity: Literal["error", "warning"]
+    crossed: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The columns that have to be known for it."""
+        return self.crossed or (self.name,)
 
     def as_json(self) -> dict[str, Any]:
+        crossed = {"intersect": list(self.crossed)} if self.crossed else {}
         plain = ("source", "overlapping", "unknowns", "min_coverage", "severity")
-        return {"column": self.name} | {name: getattr(self, name) for name in plain} | {
+        return {"column": self.name} | crossed | {name: getattr(self, name) for name in plain} | {
             "confounders": list(self.confounders), "groups": [group.as_json() for group in self.groups]
         }  # fmt: skip
 
@@ -183,10 +214,12 @@ class Policy:
         """
         for number, column in enumerate(self.columns):
             place: Place = ("columns", number)
-            if column.name not in known:
-                if not all_known:
-                    continue
-                raise self.marked.error((*place, "column"), _unknown("column", column.name, known))
+            lost = [name for name in (*column.crossed, column.name) if name not in known]
+            if lost and not all_known:
+                continue
+            if lost:
+                key = "intersect" if column.crossed else "column"
+                raise self.marked.error((*place, key), _unknown("column", lost[0], known))
             for other in column.confounders:
                 if other not in known and all_known:
                     raise self.marked.error((*place, "confounders"), _unknown("column", other, known))
@@ -234,12 +267,24 @@ def _column(marked: Marked, number: int, given: _Column) -> Column:
     groups = [_bounds(marked, place, given, group, position) for position, group in enumerate(given.groups)]
     if given.unknowns == "group":
         groups.append(_bounds(marked, place, given, _Group(name=UNKNOWN), None))
+    name, crossed = _named(marked, place, given)
     column = Column(
-        given.column, given.source, tuple(groups), given.overlapping, given.unknowns,
-        given.min_coverage, given.confounders, given.severity,
+        name, given.source, tuple(groups), given.overlapping, given.unknowns,
+        given.min_coverage, given.confounders, given.severity, crossed,
     )  # fmt: skip
     _check_column(marked, place, column)
     return column
+
+
+def _named(marked: Marked, place: Place, given: _Column) -> tuple[str, tuple[str, ...]]:
+    """The name of a column, and of which it is the intersection."""
+    if given.intersect is None:
+        if given.column is None:
+            raise marked.error((*place, "column"), "is missing; name a column, or cross several: intersect: a,b")
+        return given.column, ()
+    if given.column is not None:
+        raise marked.error((*place, "intersect"), f"its column is {given.column!r}; give one of the two")
+    return crossed_name(given.intersect), given.intersect
 
 
 def _bounds(marked: Marked, place: Place, column: _Column, group: _Group, position: int | None) -> Bounds:

@@ -20,6 +20,7 @@ from curate.ledger import read_ledger
 from curate.pipelines.auditing import audit
 from tests.e2e.pools import make_bad_pool, published
 from tests.e2e.training_runs import TrainingRun
+from tests.making import make_samples, make_tar
 
 FILES = {"audit.json", "groups.parquet", "assignments.parquet", "report.html"}
 INLINE: dict[str, Any] = {"engine": "inline"}
@@ -222,6 +223,43 @@ def test_a_question_that_cannot_be_answered_is_refused(
     with pytest.raises(UsageError, match=said):
         audit(selection, to=tmp_path / "audit", **INLINE, **options)
     assert not (tmp_path / "audit" / "report.html").exists()
+
+
+def test_names_with_commas_and_lists_of_the_json_are_crossed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A column called "height, in cm" and a list-valued field: every group and crossing counted from what was given."""
+    fields = [{"tags": ["a", "b"][: 1 + n % 2], "height, in cm": "tall" if n % 3 else "short"} for n in range(40)]
+    pairs = [(key, parts | {"json": json.dumps(fields[n]).encode()}) for n, (key, parts) in enumerate(make_samples(40))]
+    shards = make_tar(tmp_path / "00000.tar", pairs)
+    curate.score(shards, tmp_path / "out", reference=str(tiny_checkpoint), keep=0.5, **INLINE)
+    arguments = ["audit", str(tmp_path / "out"), "--intersect", '"height, in cm",tags', "--columns", "tags"]
+    assert main([*arguments, "--engine", "inline"]) == 0
+    kept = [row["status"] == "kept" for row in read_ledger(tmp_path / "out", ["status"]).to_pylist()]
+    table = pq.read_table(tmp_path / "out/_curate/audit/groups.parquet").to_pylist()
+    found = {(row["column"], row["group"]): (row["pool"], row["selected"]) for row in table}
+    for group in "ab":
+        member = [group in one["tags"] for one in fields]
+        assert found["tags", group] == (sum(member), sum(a and b for a, b in zip(member, kept, strict=True)))
+        tall = [one and fields[n]["height, in cm"] == "tall" for n, one in enumerate(member)]
+        both = (sum(tall), sum(a and b for a, b in zip(tall, kept, strict=True)))
+        assert found["height, in cm & tags", f"tall & {group}"] == both
+
+
+@pytest.mark.parametrize(
+    ("lines", "said", "earlier_than"),
+    [
+        ("key,tone\na,dark\n", "no column 'sample_id'", "read_selection"),
+        ("sample_id,tone\n00,dark\n00,light\n", "1 rows repeat a sample_id with other labels", "read_selection"),
+        ("sample_id,tone\n00,dark\n", r"0 of \d+ samples matched", "traits_pass"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_before_shards_are_read(
+    selection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, said: str, earlier_than: str
+) -> None:
+    """A key that is not there or has two labels: before anything else; keys of another pool: before the captions."""
+    monkeypatch.setattr(f"curate.pipelines.auditing.{earlier_than}", lambda *_, **__: pytest.fail("too late"))
+    file = written(tmp_path / "labels.csv", lines)
+    with pytest.raises(UsageError, match=said):
+        audit(selection, labels=file, on="sample_id", to=tmp_path / "audit", **INLINE)
 
 
 def test_there_is_nothing_to_audit_before_a_selection(pool: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

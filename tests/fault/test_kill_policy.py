@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +60,30 @@ def test_a_run_killed_under_a_policy_resumes_to_the_same_bytes(
     """SIGKILL between the captions and the certificate, then the same command: the same selection and certificate."""
     output = killed_at(forks, command, tmp_path, MOMENTS[moment])
     check_resumed(forks, command(output), output, undisturbed)
+
+
+@pytest.mark.parametrize("moment", ["captions read", "members known"])
+def test_a_run_killed_before_it_takes_the_place_of_another_costs_nothing(
+    forks: ForkServer, command: Callable[[Path], list[str]], undisturbed: dict[str, str], tmp_path: Path, moment: str
+) -> None:
+    """SIGKILL of --overwrite while the earlier run stands: it has all its bytes, and the same command goes on."""
+    plain = [part for part in command(tmp_path / "plain") if not part.endswith((".yaml", ".csv"))]
+    code, log = forks.run([part for part in plain if part not in ("--policy", "--labels")])
+    assert code == 0, log
+    earlier = published(tmp_path / "plain")
+    for attempt in range(5):
+        output = shutil.copytree(tmp_path / "plain", tmp_path / f"out{attempt}")
+        arguments = [*command(output), "--overwrite"]
+        killed = forks.start(arguments).kill_when(
+            lambda output=output: MOMENTS[moment](output / "_curate/next"), signal.SIGKILL
+        )
+        if (output / "_curate/next").exists():
+            break
+    assert killed == -signal.SIGKILL
+    assert published(output) == earlier
+    check_run(output)
+    check_resumed(forks, arguments, output, undisturbed)
+    assert not (output / "_curate/next").exists()
 
 
 def test_two_drivers_at_once_draw_one_chain(

@@ -14,10 +14,13 @@ import pytest
 from curate import scores
 from curate.auditing.assembling import Assembled, along, assemble
 from curate.auditing.audit import audit_columns
-from curate.auditing.columns import Column, LabelError
+from curate.auditing.columns import Column, LabelError, crossed_names
 from curate.auditing.request import AuditRequest
 from curate.auditing.traits import FIELD, TraitSettings, caption_reader, with_facts
 from curate.errors import UsageError, VerificationError
+from curate.marked_yaml import parse_yaml
+from curate.policy.columns import groups_of
+from curate.policy.schema import check_policy
 
 CAPTIONS = ["a woman and a dog", "a man", "une femme avec un chapeau", "東京", None, "two women in the park at night"]
 OWN = ["gender", "age", "identity", "caption script", "caption language"]
@@ -211,6 +214,75 @@ def test_fields_and_columns_of_the_pool_are_found_by_name() -> None:
     assert made["gender"].kind == "mention"
     assert values(made["field:gender"])[:2] == ["x", "true"]
     assert made["field:gender"].provenance == "'gender' in the samples' json"
+
+
+def test_lists_of_the_json_are_overlapping_groups() -> None:
+    """A sample is in the group of each value; a value alone is a list of one, nothing listed is known to be none."""
+    tags: list[Any] = [["cat", "dog"], "cat", [], None, [" "], [True, 2, " dog "]]
+    request = AuditRequest(columns=("tags",))
+    rows = rows_of(len(CAPTIONS))
+    column = assemble(rows, traits_of(rows, CAPTIONS, request, {"tags": tags}), request).named()["tags"]
+    assert column.overlapping
+    assert column.names == ("2", "cat", "dog", "true")
+    assert [members(column, name) for name in column.names] == [[5], [0, 1], [0, 5], [5]]
+    assert column.is_known.tolist() == [True, True, True, False, False, True]
+    assert column.provenance == "'tags' in the samples' json, of which a sample may have several"
+
+
+def test_lists_have_so_many_groups_and_no_more() -> None:
+    """200 different values are a column, 201 are refused, whatever number of samples they are spread over."""
+    for count in (200, 201):
+        tags = [list(range(150)), list(range(100, count)), *[None] * 4]
+        request = AuditRequest(columns=("tags",))
+        rows = rows_of(len(CAPTIONS))
+        traits = traits_of(rows, CAPTIONS, request, {"tags": tags})
+        if count == 200:
+            assert len(assemble(rows, traits, request).named()["tags"].names) == 200
+        else:
+            with pytest.raises(UsageError, match="'tags' holds lists of more than 200 distinct values"):
+                assemble(rows, traits, request)
+
+
+def test_an_intersection_of_a_policy_is_made_of_its_columns() -> None:
+    """Of the columns that it crosses, also where the pool has a column of that name; of lists the groups overlap."""
+    fields: dict[str, list[Any]] = {"a": [*"xxyy", None, "x"], "b": [["p"], ["p", "q"], [], "q", "p", None]}
+    request = AuditRequest(columns=("a", "b", "a & b"))
+    rows = rows_of(len(CAPTIONS))
+    made = assemble(rows, traits_of(rows, CAPTIONS, request, fields | {"a & b": ["other"] * 6}), request)
+    column = "{intersect: [a, b], source: a test, groups: [x & p], min_count: 1}"
+    text = f"schema: 1\nauthor: A\ndate: 2026-11-22\nrationale: a test\ncolumns: [{column}]\n"
+    policy = check_policy(parse_yaml(text, "p.yaml"))
+    found = groups_of(made, policy)["a & b"]
+    assert found.names == ("x & p", "x & q", "y & q")
+    assert found.is_known.tolist() == [True] * 4 + [False] * 2
+    by_hand = [[n for n in range(4) if fields["a"][n] == a and b in fields["b"][n]] for a, b in ("xp", "xq", "yq")]
+    assert [np.flatnonzero(member_N).tolist() for member_N in found.members.T] == by_hand
+
+
+def test_lists_are_no_strata() -> None:
+    """Strata exclude each other, so a field of lists cannot be held fixed."""
+    request = AuditRequest(confounders=("tags",))
+    rows = rows_of(len(CAPTIONS))
+    with pytest.raises(UsageError, match="'tags': its groups overlap"):
+        assemble(rows, traits_of(rows, CAPTIONS, request, {"tags": [["a"]] * 6}), request)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("gender,age", ("gender", "age")), (" gender , age ", ("gender", "age")), ("gender", ("gender",)),
+     ('gender,"height, in cm"', ("gender", "height, in cm")), ('"height, in cm",gender', ("height, in cm", "gender")),
+     ('"a ""b"", c", d', ('a "b", c', "d")), ("a,,b", ("a", "", "b")), ("", ())],
+)  # fmt: skip
+def test_names_to_cross_are_quoted_as_in_a_csv(text: str, names: tuple[str, ...]) -> None:
+    """A comma parts names unless it is quoted; a quote inside quotes is doubled."""
+    assert crossed_names(text) == names
+
+
+@pytest.mark.parametrize("text", ['a,"b', '"a"b,c', '"a" ,b', "a\nb,c"])
+def test_quotes_that_do_not_fit_are_refused(text: str) -> None:
+    """With what was given and how names are written."""
+    with pytest.raises(UsageError, match="write names as a CSV does"):
+        crossed_names(text)
 
 
 def test_a_field_of_strange_values_has_names_that_can_be_shown() -> None:

@@ -20,7 +20,7 @@ from curate.auditing.columns import (
     shown,
     spreadsheet_cell,
 )  # fmt: skip
-from curate.auditing.labels import join_labels
+from curate.auditing.labels import check_labels, join_labels
 from curate.auditing.metadata import (
     country_column,
     country_of,
@@ -114,6 +114,30 @@ def test_a_join_that_goes_wrong_is_refused(content: str, message: str, tmp_path:
     file = csv(tmp_path / "a.csv", content)
     with pytest.raises(UsageError, match=re.escape(message)):
         join_labels(file, pool(["a", "b", "c"]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("key,t\na,x\na,y\n", "1 rows repeat a key with other labels"),
+     ("id,t\na,x\n", "no column 'key'; there are: id, t"),
+     ("key\na\n", "no column of labels beside 'key'"),
+     ("key,t,t\na,x,y\n", "the column 't' is there twice"),
+     ("key,t\na,x,y\n", "Expected 2 columns, got 3"),
+     ("key,t\n,x\n  ,y\n", "no row has a key"),
+     ("key,t\n", "no row has a key"),
+     ("key,t\n" + "".join(f"{n},{n}\n" for n in range(1001)), "'t' has 1,001 distinct values")],
+)  # fmt: skip
+def test_a_file_is_refused_without_a_pool(content: str, message: str, tmp_path: Path) -> None:
+    """Whatever no pool could mend is found in the file alone."""
+    with pytest.raises(UsageError, match=re.escape(message)):
+        check_labels(csv(tmp_path / "a.csv", content))
+
+
+def test_a_file_tells_its_groups_without_a_pool(tmp_path: Path) -> None:
+    """The groups of the columns that are asked for, blank labels left out, as a join would name them."""
+    file = csv(tmp_path / "a.csv", "key,t,u\na,y,1\nb, x ,2\nc,,3\n")
+    assert check_labels(file, columns=["t"]) == {"t": ("x", "y")}
+    assert set(check_labels(file)) == {"t", "u"}
 
 
 def test_repeats_and_missing_keys_are_counted(tmp_path: Path) -> None:

@@ -51,6 +51,33 @@ def column(text: str) -> str:
     return "  - " + "\n    ".join(f"{key}:{value}" for key, value in lines.items())
 
 
+def crossed(names: str) -> str:
+    """An entry that crosses columns and is else fine."""
+    return f"  - intersect: {names}\n    source: s\n    groups: [a & b]\n    min_ratio: 0.8"
+
+
+def test_an_intersection_is_a_column_of_the_policy() -> None:
+    """A list of names, or one text as `--intersect` takes it; it is called as an audit calls it, and so is its json."""
+    for names in ("gender,tone", "[gender, tone]", "'gender, tone'"):
+        [found] = policy(crossed(names)).columns
+        assert (found.name, found.crossed, found.parts) == ("gender & tone", ("gender", "tone"), ("gender", "tone"))
+        assert found.as_json()["intersect"] == ["gender", "tone"]
+    [found] = policy(crossed("""'gender,"height, in cm"'""")).columns
+    assert found.crossed == ("gender", "height, in cm")
+    whole = policy(WHOLE + crossed("gender,tone"))
+    assert [bound.name for bound in whole.bounds][-1] == "gender & tone=a & b"
+    assert "intersect" not in whole.columns[0].as_json()
+    known = {"gender": ["woman", "non-binary"], "tone": ["dark", "light"], "caption_length": []}
+    whole.require(known | {"gender & tone": ["a & b"]})
+    for change, message in (
+        ({"gender & tone": ["a & c"]}, "p.yaml:22: columns.2.groups.0: no group of gender & tone is called 'a & b'"),
+        ({}, "p.yaml:20: columns.2.intersect: no column is called 'gender & tone'"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError) as caught:
+            whole.require(known | change)
+        assert message in str(caught.value)
+
+
 def test_a_policy_is_read_with_bounds_inherited_and_exact(tmp_path: Path) -> None:
     """A group has its column's bounds unless it has its own; unknowns become the last group; 0.8 is 4/5."""
     path = tmp_path / "p.yaml"
@@ -108,6 +135,17 @@ def test_a_policy_is_read_with_bounds_inherited_and_exact(tmp_path: Path) -> Non
         (column("severity: warning"), "p.yaml:5: columns: every column only warns"),
         (column("min_ratio: 1") + "\n" + column("min_ratio: 1"), "p.yaml:5: columns: column 'c' is given twice"),
         ("  - column: c\n    groups: [a]", "p.yaml:6: columns.0.source: is missing"),
+        ("  - source: s\n    groups: [a]\n    min_ratio: 1", "p.yaml:6: columns.0.column: is missing; name a column"),
+        (column("intersect: a,b"), "p.yaml:10: columns.0.intersect: its column is 'c'; give one of the two"),
+        (crossed("a"), "p.yaml:6: columns.0.intersect: 'a': name two columns or more"),
+        (crossed("[a]"), "p.yaml:6: columns.0.intersect: ['a']: name two columns or more"),
+        (crossed("a,b,a"), "p.yaml:6: columns.0.intersect: 'a,b,a': 'a' is named twice"),
+        (crossed("'a,\"b'"), "write names as a CSV does"),
+        (crossed("'a,,b'"), "p.yaml:6: columns.0.intersect.1: ''"),
+        (crossed("[a, 7]"), "p.yaml:6: columns.0.intersect.1: 7: write it in quotes: '7'"),
+        (crossed("{a: b}"), "p.yaml:6: columns.0.intersect: "),
+        (crossed("a,b") + "\n" + crossed("[a, b]"), "p.yaml:5: columns: column 'a & b' is given twice"),
+        (crossed("a,b\n    intersekt: 1"), "p.yaml:7: columns.0.intersekt: unknown; did you mean 'intersect'?"),
         ("  - c", "p.yaml:6: columns.0: keys and values expected here"),
         ("  ~", "p.yaml:5: columns: a list expected here"),
     ],

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from curate.errors import RunMismatch, UsageError
 from curate.learner.journal import read_log
 from curate.learner.report import write_report
 from curate.models import configs
+from curate.pipelines import training_policy
 from curate.pipelines.training import train
 from tests.conftest import MINI, make_checkpoint
 from tests.making import make_tar
@@ -25,12 +27,13 @@ from tests.unit.test_online_training import FEW, after, chosen_by, interrupt, sa
 from tests.unit.test_training import samples
 
 TRIM = {"handover": "0:learnability@10,2:trim@0.6,4:uniform"}
+OVERLAP = pytest.mark.filterwarnings("ignore:.*held-out pairs are trained on")  # trusted pairs of the pool itself
 WAYS = [
     pytest.param({"criterion": "uniform"}, id="uniform"),
     pytest.param(TRIM | {"lag": 2}, id="all phases with lag"),
     pytest.param({}, id="learnability", marks=pytest.mark.slow),
     pytest.param(TRIM, id="all phases", marks=pytest.mark.slow),
-    pytest.param({"criterion": "alignment", "gain": 2.0}, id="alignment", marks=pytest.mark.slow),
+    pytest.param({"criterion": "alignment", "gain": 2.0}, id="alignment", marks=[pytest.mark.slow, OVERLAP]),
     pytest.param(
         {"criterion": "hard-learner", "loss": "softmax", "lag": 2, "watch_every": 1}, id="lag", marks=pytest.mark.slow
     ),
@@ -228,6 +231,31 @@ def test_a_policy_that_cannot_be_met_is_refused_and_forgotten(
     with pytest.raises(UsageError, match=message):
         train(shards, tmp_path / "run", policy=policy(bounds), **settings)
     train(shards, tmp_path / "run", policy=policy("min_ratio: 1"), **settings)
+
+
+def test_an_earlier_run_survives_a_policy_that_cannot_be_met(
+    shards: list[Path], labels: Path, policy: Write, tmp_path: Path
+) -> None:
+    """Refused with --overwrite, the earlier run has all its bytes; one that is not refused is as a fresh one."""
+    settings = {**QUICK, "criterion": "hard-learner"}
+    run = train(shards, tmp_path / "run", **settings).path
+    before = _bytes_of(run)
+    with pytest.raises(UsageError, match="no selection can keep it: side=few"):
+        train(shards, run, overwrite=True, policy=policy("min_share: 0.9"), labels=labels, **settings)
+    assert _bytes_of(run) == before
+    given = {"policy": policy("min_share: 0.2"), "labels": labels}
+    read = Mock(wraps=training_policy.traits_pass)
+    with patch.object(training_policy, "traits_pass", read):
+        train(shards, run, overwrite=True, **given, **settings)
+    assert read.call_count == 1
+    train(shards, tmp_path / "fresh", **given, **settings)
+    assert same(run, tmp_path / "fresh")
+    assert (run / "certificate.json").read_bytes() == (tmp_path / "fresh/certificate.json").read_bytes()
+    assert not (run / "_curate/next").exists()
+
+
+def _bytes_of(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 def test_a_conflict_of_a_draw_is_logged_and_certified(shards: list[Path], labels: Path, tmp_path: Path) -> None:

@@ -113,10 +113,10 @@ def test_rejects_are_rows_too(tmp_path: Path) -> None:
 
 
 def test_json_counts_only_if_it_is_strict_and_text(tmp_path: Path) -> None:
-    """Broken json, a url that is no text or a lone surrogate, a field that is a list: null. Scalars keep their type."""
+    """Broken json, a url that is no text, a lone surrogate, a field that is a record: null. Scalars keep their type."""
     records: list[Any] = [
         b'{"url": NaN}', b'{"url": "a", "url": "b"}', {"url": 7}, b'{"url": "\\ud800"}', ["url"],
-        {"licence": [1]}, {"licence": 7}, {"licence": True}, {"licence": None},
+        {"licence": {"a": 1}}, {"licence": 7}, {"licence": True}, {"licence": None},
         b'{"licence": "\\ud800", "\\udc80": 1}', b"\xff",
         {"url": "javascript:alert(1)", "licence": "</script>\u202e"},
     ]  # fmt: skip
@@ -125,6 +125,17 @@ def test_json_counts_only_if_it_is_strict_and_text(tmp_path: Path) -> None:
     assert [row["url"] for row in found] == [None] * 11 + ["javascript:alert(1)"]
     assert [row["field:licence"] for row in found[5:10]] == [None, "7", "true", None, '"\\ud800"']
     assert json.loads(found[11]["field:licence"]) == "</script>\u202e"
+
+
+def test_lists_keep_what_could_be_a_group(tmp_path: Path) -> None:
+    """Each value once, records and null left out; a list of nothing stays one, and of too many enough are kept."""
+    lists: list[Any] = [["a", "b", "a"], [1, True, 1.0], [], [None, {"a": 1}], ["a", ["b"]], list(range(1000))]
+    source = shard(tmp_path / "a.tar", *(sample(f"{n}", record={"licence": one}) for n, one in enumerate(lists)))
+    table = read_traits(tmp_path / "out", traits_pass(INLINE, tmp_path / "out", [source], SETTINGS))
+    found = [None if one is None else json.loads(one) for one in table["field:licence"].to_pylist()]
+    assert found[:5] == [["a", "b"], [1, True, 1.0], [], None, ["a"]]
+    assert found[5] == list(range(201))
+    assert facts_of(table)["json_fields"] == ["licence"]
 
 
 def test_a_caption_of_the_json_is_read_as_the_scoring_reads_it(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ the next is decoded. A bad sample is a value with a reason, never an exception.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from json.encoder import encode_basestring_ascii as json_string
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +104,7 @@ def _read(data: memoryview, entry: SampleEntry, limits: ReadLimits) -> Sample | 
         rgb_HWC, header = decode_rgb(payload, min_side=limits.min_side, max_pixels=limits.max_pixels)
     except ImageRejected as rejected:
         return Sample(entry, rejected.reason, rejected.detail, caption)
+    image_digest = hashlib.sha256(payload).digest()
     sample = partial(
         Sample,
         entry,
@@ -111,20 +113,24 @@ def _read(data: memoryview, entry: SampleEntry, limits: ReadLimits) -> Sample | 
         caption,
         _uid(data, entry),
         header,
-        payload_digest=payload_digest(data, entry.members),
-        image_digest=hashlib.sha256(payload).digest(),
+        payload_digest=payload_digest(data, entry.members, {image.name: image_digest}),
+        image_digest=image_digest,
         caption_digest=hashlib.blake2b(caption.encode(), digest_size=16).digest(),
     )
     return _Decoded(rgb_HWC, sample)
 
 
-def payload_digest(data: memoryview, members: tuple[Member, ...]) -> bytes:
-    """16 bytes over every member's name, size and bytes: what must still be true when the sample is copied."""
+def payload_digest(
+    data: memoryview, members: tuple[Member, ...], known: Mapping[str, bytes] = MappingProxyType({})
+) -> bytes:
+    """16 bytes over every member's name, size and sha256: what must still be true when the sample is copied. `known`
+    holds digests that have been made, by the member's name."""
     digest = hashlib.blake2b(digest_size=16)
     for member in members:
         # what json.dumps makes of the pair, whose encoder takes longer than the digest itself
         digest.update(f"[{json_string(safe_text(member.name))}, {member.size}]".encode())
-        digest.update(data[member.offset : member.offset + member.size])
+        content = data[member.offset : member.offset + member.size]
+        digest.update(known.get(member.name) or hashlib.sha256(content).digest())
     return digest.digest()
 
 

@@ -1,7 +1,10 @@
 """Where units of work run: inline, on an embedded Dask with threads, on processes of this machine, on a scheduler.
 
 A unit is `function(spec) -> receipt` and knows nothing of Dask; the ledger is the truth, so engines can be exchanged.
-A client-side window of futures (twice the worker threads) keeps the scheduler's memory bounded whatever the input.
+A client-side window of futures keeps the scheduler's memory bounded whatever the input.
+
+Units of one process can share its threads (`shared_threads`): then `run(..., overlapping=True)` begins one more than
+otherwise, whose work fills the gaps that a unit's beginning and end leave.
 """
 
 from __future__ import annotations
@@ -30,9 +33,14 @@ class Engine(Protocol):
     def threads_per_unit(self) -> int: ...
 
     @property
+    def shared_threads(self) -> int | None: ...
+
+    @property
     def description(self) -> str: ...
 
-    def run(self, unit: Callable[[Spec], Result], specs: Iterable[Spec]) -> Iterator[tuple[int, Result]]: ...
+    def run(
+        self, unit: Callable[[Spec], Result], specs: Iterable[Spec], *, overlapping: bool = False
+    ) -> Iterator[tuple[int, Result]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,30 +48,42 @@ class Inline:
     """One unit after the other in this thread; a unit's own threads use all cores."""
 
     threads_per_unit: int
+    shared_threads: None = None
 
     @property
     def description(self) -> str:
         return f"inline, {self.threads_per_unit} threads"
 
-    def run(self, unit: Callable[[Spec], Result], specs: Iterable[Spec]) -> Iterator[tuple[int, Result]]:
+    def run(
+        self,
+        unit: Callable[[Spec], Result],
+        specs: Iterable[Spec],
+        *,
+        overlapping: bool = False,  # noqa: ARG002 - nothing runs beside
+    ) -> Iterator[tuple[int, Result]]:
         for position, spec in enumerate(specs):
             yield position, unit(spec)
 
 
 @dataclass(frozen=True, slots=True)
 class OnDask:
-    """Units as Dask tasks, at most `window` submitted at a time."""
+    """Units as Dask tasks, at most `window` submitted at a time; one more where they overlap in one process, whose
+    `shared_threads` they then share."""
 
     client: Any
     window: int
     threads_per_unit: int
     description: str
+    shared_threads: int | None = None
 
-    def run(self, unit: Callable[[Spec], Result], specs: Iterable[Spec]) -> Iterator[tuple[int, Result]]:
+    def run(
+        self, unit: Callable[[Spec], Result], specs: Iterable[Spec], *, overlapping: bool = False
+    ) -> Iterator[tuple[int, Result]]:
         from distributed import as_completed
 
         waiting = enumerate(specs)
-        running = {self._submit(unit, spec): position for position, spec in islice(waiting, self.window)}
+        window = self.window + (overlapping and self.shared_threads is not None)
+        running = {self._submit(unit, spec): position for position, spec in islice(waiting, window)}
         finished = as_completed(list(running))
         try:
             for future in finished:
@@ -116,12 +136,13 @@ def _local(workers: int, threads: int, *, processes: bool) -> Iterator[OnDask]:
         # Dask looks at every thread's stack a hundred times a second, holding the interpreter's lock, for a page of the
         # dashboard: a twentieth of the processor time of scoring with a small model
         "distributed.worker.profile.enabled": _has_dashboard(),
+        "distributed.admin.tick.interval": "1s",  # and whether its loop is late fifty times a second
     }
     loopback = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
     if processes:
         shape: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "host": "127.0.0.1"}
     else:
-        shape = {"n_workers": 1, "threads_per_worker": workers, "protocol": "inproc://"}
+        shape = {"n_workers": 1, "threads_per_worker": workers + 1, "protocol": "inproc://"}
     logging.getLogger("distributed").setLevel(logging.ERROR)
     with (
         _restored(logging.getLogger("tornado.application")) as callbacks,
@@ -131,8 +152,10 @@ def _local(workers: int, threads: int, *, processes: bool) -> Iterator[OnDask]:
     ):
         place = "worker processes" if processes else "units at a time in this process"
         shape_said = f"Dask, {workers} {place}, {threads} threads each{_dashboard(client)}"
+        # in one process the window alone says how many units run; elsewhere there is always one waiting
+        window, shared = (2 * workers, None) if processes else (workers, workers * threads)
         try:
-            yield OnDask(client, 2 * workers, threads, shape_said)
+            yield OnDask(client, window, threads, shape_said, shared)
         except KeyboardInterrupt:
             callbacks.setLevel(logging.CRITICAL)  # what still runs finds its cluster gone, as it must
             raise

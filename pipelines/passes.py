@@ -55,13 +55,11 @@ class Job:
 def score_pass(job: Job) -> list[Receipt]:
     """Score every input shard; receipts in the order of the inputs."""
     record = job.record
-    settings, threads = record.settings.score, job.engine.threads_per_unit
-    specs = [
-        ScoreSpec(job.output, source, settings, record.models, threads, job.cache, job.direction)
-        for source in record.inputs
-    ]
+    shared = job.engine.shared_threads
+    common = (record.settings.score, record.models, shared or job.engine.threads_per_unit, shared is not None)
+    specs = [ScoreSpec(job.output, source, *common, job.cache, job.direction) for source in record.inputs]
     megabytes = [source.size / 1e6 for source in job.record.inputs]
-    return run_units(job, "score", score_shard, specs, megabytes, "MB")
+    return run_units(job, "score", score_shard, specs, megabytes, "MB", overlapping=True)
 
 
 def select_pass(job: Job, scored: Sequence[Receipt], rule: Rule | None = None) -> list[Receipt]:
@@ -198,12 +196,17 @@ def run_units(
     specs: Iterable[Spec],
     amounts: Sequence[float],
     name: str,
+    *,
+    overlapping: bool = False,
 ) -> list[Receipt]:
-    """The receipts of `unit` over `specs`, in their order; a bar shows `amounts` in units called `name`."""
+    """The receipts of `unit` over `specs`, in their order; a bar shows `amounts` in units called `name`.
+
+    `overlapping`: units share the threads of their process, where there is one, and begin before the last has ended.
+    """
     specs = list(specs)
     receipts: dict[int, Receipt] = {}
     with progress(title, sum(amounts), name, quiet=job.quiet or not specs) as shown:
-        for position, receipt in job.engine.run(unit, specs):
+        for position, receipt in job.engine.run(unit, specs, overlapping=overlapping):
             receipts[position] = receipt
             shown.advance(amounts[position], _note(receipt.facts))
     return [receipts[position] for position in range(len(specs))]

@@ -7,6 +7,7 @@ Memory is bounded by a page of rows and one batch of images per thread (a group 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections import Counter
@@ -14,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from curate.models.embed import DualEncoder
 from curate.models.identity import ModelIdentity
 from curate.models.load import load_model
 from curate.pipelines.aligning import GROUP_ROWS, Aligner, evenly, open_aligner
+from curate.pipelines.threads import Borrowed, borrowed
 from curate.reading import ReadLimits, Sample, read_samples
 from curate.receipts import Attempt, Receipt, Store, Unit
 from curate.score_rows import PREFIX, score_rows, score_schema, spread
@@ -51,6 +53,7 @@ class ScoreSpec:
     settings: ScoreSettings
     models: dict[str, Any]  # role -> ModelIdentity as json; "reference", and "learner" where there is one
     threads: int
+    shared: bool = False  # are these threads of all units of a process, or of this one alone?
     cache: Path | None = None
     direction: Path | None = None  # of alignment; what it is made of is in the settings
 
@@ -140,17 +143,14 @@ def _pages(
 ) -> Iterator[pa.Table]:
     min_side = max(encoder.min_side for encoder in encoders.values())
     limits = ReadLimits(spec.settings.max_pixels, spec.settings.max_caption_bytes, min_side)
-    with ThreadPoolExecutor(spec.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            start = 0
-            # even pages for alignment: a last one of a few rows would be scored among these few
-            for page in evenly(entries, PAGE) if aligner else _batches(entries, PAGE):
-                rows = None if cached is None else cached.slice(start, len(page))
-                start += len(page)
-                yield _page(data, page, limits, spec.settings.batch_size, encoders, rows, aligner, pool)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    start = 0
+    # even pages for alignment: a last one of a few rows would be scored among these few
+    for page in evenly(entries, PAGE) if aligner else _batches(entries, PAGE):
+        rows = None if cached is None else cached.slice(start, len(page))
+        start += len(page)
+        with borrowed(spec.threads, shared=spec.shared) as pool:
+            made = _page(data, page, limits, spec.settings.batch_size, encoders, rows, aligner, pool)
+        yield made
 
 
 def _batches(entries: Sequence[SampleEntry], size: int) -> list[Sequence[SampleEntry]]:
@@ -165,7 +165,7 @@ def _page(
     encoders: dict[str, DualEncoder],
     cached: pa.Table | None,
     aligner: Aligner | None,
-    pool: ThreadPoolExecutor,
+    pool: Borrowed,
 ) -> pa.Table:
     """Rows of one page. Captions are tokenised here while the pool is at the images; texts follow these in its queue.
 
@@ -173,7 +173,7 @@ def _page(
     """
     seen = {role: encoder for role, encoder in encoders.items() if role != "reference" or cached is None}
     groups = evenly(_batches(entries, batch_size), max(1, GROUP_ROWS // batch_size) if aligner else 1)
-    reading = pool.map(functools.partial(_read_group, data, limits, seen, aligner), groups)
+    reading = pool.map(functools.partial(_read_group, data, limits, seen, aligner, pool.reading), groups)
     captions = _captions(data, entries, limits) if seen else {}
     texts = {role: _embed_captions(encoder, captions, batch_size, pool) for role, encoder in seen.items()}
     read = [batch for group in reading for batch in group]
@@ -212,10 +212,11 @@ def _read_group(
     limits: ReadLimits,
     encoders: dict[str, DualEncoder],
     aligner: Aligner | None,
+    reading: Semaphore,
     group: Sequence[Sequence[SampleEntry]],
 ) -> list[_Batch]:
     """Read the batches of a group, which alignment scores together; without it a group is one batch."""
-    read = [_read_batch(data, limits, encoders, entries, keep=aligner is not None) for entries in group]
+    read = [_read_batch(data, limits, encoders, entries, reading, keep=aligner is not None) for entries in group]
     if aligner is None:
         return read
     captions = [sample.caption or "" for batch in read for sample in batch.samples if sample.reason is None]
@@ -229,6 +230,7 @@ def _read_batch(
     limits: ReadLimits,
     encoders: dict[str, DualEncoder],
     entries: Sequence[SampleEntry],
+    reading: Semaphore,
     *,
     keep: bool = False,
 ) -> _Batch:
@@ -239,7 +241,8 @@ def _read_batch(
         for role, encoder in encoders.items():
             resized[role].append(encoder.rule.pixels(rgb_HWC))
 
-    samples = read_samples(data, entries, limits, see)
+    with reading if encoders else contextlib.nullcontext():  # without a model there is nothing to do meanwhile
+        samples = read_samples(data, entries, limits, see)
     stacks = {role: encoder.stack(resized[role]) for role, encoder in encoders.items() if resized[role]}
     images = {role: _embed_images(encoder, stacks.get(role)) for role, encoder in encoders.items()}
     return _Batch(samples, images, stacks.get("learner") if keep else None)
@@ -261,7 +264,7 @@ def _captions(data: memoryview, entries: Sequence[SampleEntry], limits: ReadLimi
 
 
 def _embed_captions(
-    encoder: DualEncoder, captions: dict[int, str], batch_size: int, pool: ThreadPoolExecutor
+    encoder: DualEncoder, captions: dict[int, str], batch_size: int, pool: Borrowed
 ) -> Callable[[NDArray[np.bool_]], NDArray[np.float32]]:
     """Have captions embedded; the function waits for it and gives the embeddings of some of these rows, in order.
 

@@ -34,6 +34,18 @@ def meet(_: int) -> int:
     return BARRIER.wait(20)
 
 
+LOCK, RUNNING, NOW = threading.Lock(), list[int](), [0]
+
+
+def count_running(_: int) -> None:
+    with LOCK:
+        NOW[0] += 1
+        RUNNING.append(NOW[0])
+    time.sleep(0.03)
+    with LOCK:
+        NOW[0] -= 1
+
+
 def refuse(number: int) -> int:
     if number == 3:
         raise ShardError("shard 3 cannot be opened")
@@ -53,6 +65,15 @@ def test_inline_is_lazy() -> None:
     assert taken == [0]
 
 
+@pytest.mark.parametrize(("overlapping", "most"), [(False, 2), (True, 3)])
+def test_one_more_unit_overlaps_where_units_share_threads(threads: OnDask, overlapping: bool, most: int) -> None:
+    """Two at a time, as asked; three where they share the threads of the process, whose number stays."""
+    RUNNING.clear()
+    assert len(list(threads.run(count_running, range(12), overlapping=overlapping))) == 12
+    assert max(RUNNING) == most
+    assert threads.shared_threads == 2 * threads.threads_per_unit
+
+
 def test_results_come_with_their_position(threads: OnDask) -> None:
     """Whatever finishes first, a result carries the position of its spec."""
     assert dict(threads.run(double, range(20))) == {number: 2 * number for number in range(20)}
@@ -64,7 +85,7 @@ def test_no_specs_give_no_results(threads: OnDask) -> None:
 
 
 def test_no_more_than_the_window_is_submitted(threads: OnDask) -> None:
-    """At any moment at most twice as many specs as there are workers have been taken and not been answered."""
+    """At any moment no more specs have been taken and not been answered than units run: here as many as workers."""
     taken, answered, most = 0, 0, 0
 
     def specs() -> Iterator[int]:
@@ -76,7 +97,7 @@ def test_no_more_than_the_window_is_submitted(threads: OnDask) -> None:
 
     for _ in threads.run(double, specs()):
         answered += 1
-    assert threads.window == 4
+    assert threads.window == 2
     assert answered == 40
     # the answer that has just been yielded is counted by the time its successor is taken
     assert most <= threads.window

@@ -101,6 +101,8 @@ def test_the_payload_digest_sees_every_byte_and_name(tmp_path: Path) -> None:
         payload_digest(data, (Member("a.jpg", members[1].offset, 2), members[1])),
     }
     assert len(digests) == 6
+    assert payload_digest(data, members, {"a.jpg": hashlib.sha256(b"12").digest()}) == payload_digest(data, members)
+    assert payload_digest(data, members, {"a.jpg": hashlib.sha256(b"x").digest()}) not in digests
     assert all(len(digest) == 16 for digest in digests)
 
 

@@ -30,9 +30,12 @@ def scoring_place(output: Path, record: RunRecord, *, overwrite: bool) -> Path:
     """Where the run is scored: `output`, pinned, or with an earlier run there the directory beside it.
 
     Scores that a killed or refused call left there are gone on with where they are of the same shards and models.
-    Errors: RunMismatch where `output` belongs to another run and is not to be replaced.
+    Errors: RunMismatch where `output` belongs to another run and is not to be replaced; UsageError where replacing it
+    would remove shards that are to be scored.
     """
     staged = output / "_curate" / NEXT
+    if overwrite:
+        _refuse_own_shards(output, record)
     if not (overwrite and run_path(output).exists()):
         if overwrite and output.exists():
             finishing.reopen(output, keep=())
@@ -88,6 +91,14 @@ def link_stages(old: Store, new: Store, stages: Sequence[str]) -> None:
                 continue
             if not name.exists():
                 _link_or_copy(path, name)
+
+
+def _refuse_own_shards(output: Path, record: RunRecord) -> None:
+    """Shards of the earlier run are needed until the new ones are written, and gone before."""
+    place = output.resolve()
+    for path in (Path(source.url).resolve() for source in record.inputs if "://" not in source.url):
+        if path.parent == place or path.is_relative_to(place / "_curate"):
+            raise UsageError(f"--overwrite would remove {path}, which this run needs; choose another output directory")
 
 
 def _take_scores(staged: Path, output: Path) -> None:

@@ -166,8 +166,7 @@ def trusted_pairs(
 ) -> tuple[Trusted | None, Candidates, CostLedger]:
     """The trusted pairs, where the run has a use for them; the candidates without those that were held out; and what
     embedding the trusted ones with the reference has cost. Of many pairs some are taken by the seed."""
-    watched = settings.handover == "auto" and settings.uses_reference
-    if settings.criterion != "alignment" and not watched:
+    if not _uses_trusted(settings):
         return None, candidates, CostLedger()
     if not settings.trusted:
         where.say("no --trusted pairs: some of the pool are held out to compare learner and reference by")
@@ -185,6 +184,18 @@ def trusted_pairs(
             raise UsageError("--trusted: the reference could read none of these pairs; `curate inspect` shows why")
         trusted = Trusted(image_TCHW[torch.from_numpy(row_n)], token_TC[torch.from_numpy(row_n)], known.rows(row_n))
         return trusted, candidates, _spent(reference, opened, fresh, metered)
+
+
+def check_trusted(settings: TrainSettings, start: Start) -> None:
+    """Errors: as `trusted_pairs`, for shards without a pair that can be read."""
+    if settings.trusted and _uses_trusted(settings):
+        sources = expand_shards(settings.trusted)
+        with open_pairs(sources, start.tokenizer, start.rule, memory_gb=settings.memory_gb):
+            pass
+
+
+def _uses_trusted(settings: TrainSettings) -> bool:
+    return settings.criterion == "alignment" or (settings.handover == "auto" and settings.uses_reference)
 
 
 def _some(count: int, seed: int) -> NDArray[np.int64]:

@@ -47,7 +47,7 @@ from curate.models.spec import parse_spec
 from curate.pipelines.data_parallel import ForwardTeam
 from curate.pipelines.engine import Mode, open_engine
 from curate.pipelines.policing import asked_policy
-from curate.pipelines.reference_pass import Where, reference_model, referred_candidates, trusted_pairs
+from curate.pipelines.reference_pass import Where, check_trusted, reference_model, referred_candidates, trusted_pairs
 from curate.pipelines.replicas import ClippedStep
 from curate.pipelines.runner import local_output
 from curate.pipelines.teeing import pin_tee, tee
@@ -115,9 +115,11 @@ def train(
         _check_sources(chosen, sources, opened)
         held_out = held_out_pairs(chosen, opened.contents)
         _warn_of_overlap(held_out)
+        measure = None if files.finished and not overwrite else stack.enter_context(opened_measure(start, chosen))
         stack.enter_context(alone(files))
-        if overwrite:
-            check_policed(given, chosen, opened, sources, files, where)  # before an earlier run is removed
+        if overwrite:  # what else is refused before an earlier run is removed
+            check_trusted(chosen, start)
+            check_policed(given, chosen, opened, sources, files, where)
         begin_run(files, _record(chosen, sources, opened, reference) | pinned_too, overwrite=overwrite)
         if files.finished:
             return _found(files, opened, teed, where, reported)
@@ -127,7 +129,7 @@ def train(
         chosen = _of_size(chosen, len(candidates))
         extras = Extras(
             files, trusted=trusted, ledger=ledger + more, progress=progress, say=where.say, policing=policing,
-            held_out=held_out, before=before or CostLedger(),
+            held_out=held_out, before=before or CostLedger(), measure=measure,
         )  # fmt: skip
         try:
             course = _fitted(start, candidates, chosen, extras, teed, where, overwrite=overwrite)
@@ -161,15 +163,14 @@ def _fitted(
     *,
     overwrite: bool,
 ) -> Course:
-    """Fit, with what is open only meanwhile: held-out shards, workers that share gradients, shards that are written."""
+    """Fit, with what is open only meanwhile: workers that share gradients, shards that are written."""
     assert extras.files is not None
     pairs = settings.total_steps(len(candidates)) * settings.batch
     with (
-        opened_measure(start, settings) as measure,
         _team(settings, where) as team,
         _teeing(extras.files, pairs, teed, where, overwrite=overwrite) as teeing,
     ):
-        course = fit(start, candidates, settings, replace(extras, measure=measure, team=team, kept=teeing))
+        course = fit(start, candidates, settings, replace(extras, team=team, kept=teeing))
         teeing(final=True)
     return course
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -143,6 +144,7 @@ def check_group_count(name: str, groups: int) -> None:
 def intersection(columns: Sequence[Column]) -> Column:
     """Every combination of groups that occurs; known where all columns are. Overlapping where one of them is.
 
+    Errors: UsageError above 1,000 groups, and where two combinations would have the same name.
     Example: gender (female, male) and age (old, young) give "female & old", "female & young", ... as far as they occur.
     """
     if len(columns) < 2 or len({len(column) for column in columns}) != 1:
@@ -157,6 +159,11 @@ def intersection(columns: Sequence[Column]) -> Column:
         members_NG = members_NG[:, there_G]
     known_N = np.logical_and.reduce([column.is_known for column in columns])
     name = crossed_name([column.name for column in columns])
+    if twice := [group for group, count in Counter(names).items() if count > 1]:
+        raise UsageError(
+            f"column {name!r}: two of its groups would be called {twice[0]!r}; rename those that have ' & ' in their "
+            "own names"
+        )
     provenance = "; ".join(column.provenance for column in columns)
     model = " and ".join(dict.fromkeys(column.model for column in columns if column.model)) or None
     if any(column.overlapping for column in columns):

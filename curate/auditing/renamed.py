@@ -1,7 +1,7 @@
 """What samples were called before `curate score`, `select`, `write` or `train --write-shards` gave them new keys.
 
 Shards that curate wrote have sidecars (00000.parquet beside 00000.tar) with each sample's original key and id, so that
-labels of the pool can be joined to what was selected from it. Costs reading four columns of each sidecar; a shard
+labels of the pool can be joined to what was selected from it. Costs reading three columns of each sidecar; a shard
 without one has the names that it was made with.
 """
 

@@ -130,6 +130,16 @@ def test_killed_while_it_takes_the_place(
     assert not (earlier / "_curate/next").exists()
 
 
+@pytest.mark.parametrize("name", ["out", "link"])
+def test_its_own_shards_are_not_replaced(earlier: Path, tiny_checkpoint: Path, tmp_path: Path, name: str) -> None:
+    """What the earlier run wrote cannot make way for a run that reads it, by whichever name: nothing is touched."""
+    (tmp_path / "link").symlink_to(earlier)
+    before = everything(earlier)
+    with pytest.raises(UsageError, match=r"--overwrite would remove .*out/00000\.tar, which this run needs"):
+        score(tmp_path / name, earlier, tiny_checkpoint, overwrite=True, keep=0.5)
+    assert everything(earlier) == before
+
+
 def test_scores_of_other_shards_are_not_gone_on_with(
     pool: Path, earlier: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -244,6 +244,14 @@ def test_intersections_are_the_groups_that_occur() -> None:
     assert cross.is_known.tolist() == [True, True, True, False]
 
 
+def test_combinations_of_one_name_are_refused() -> None:
+    """x with "y & z" and "x & y" with z would both be called "x & y & z": neither could be named in a policy."""
+    one = column_of(["x", "x & y"], name="a", kind="label", provenance="p")
+    other = column_of(["y & z", "z"], name="b", kind="label", provenance="q")
+    with pytest.raises(UsageError, match="column 'a & b': two of its groups would be called 'x & y & z'; rename"):
+        intersection([one, other])
+
+
 def test_a_column_that_contradicts_itself_is_refused() -> None:
     """Codes beyond the groups, members of what is not known, names twice, label errors that say nothing."""
     bad: list[dict[str, Any]] = [

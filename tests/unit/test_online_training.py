@@ -369,6 +369,7 @@ def test_overwriting_takes_the_run_and_nothing_else(shards: list[Path], tmp_path
     run = train(shards, tmp_path / "run", **settings).path
     (run / "notes.txt").write_text("mine")
     (run / "plots").mkdir()
+    blank = [str(make_tar(tmp_path / "blank.tar", [("0", {"jpg": b"no image", "txt": b"a red square"})]))]
     for more, message in (
         ({"model": str(run)}, "--overwrite would remove"),
         ({"criterion": "learnability", "reference": str(run)}, "--overwrite would remove"),
@@ -376,6 +377,9 @@ def test_overwriting_takes_the_run_and_nothing_else(shards: list[Path], tmp_path
         ({"baselines": [tmp_path / "none"]}, "is it the directory of a training run"),
         ({"grams_per_kwh": -1.0}, "an intensity is a finite number"),
         ({"write_shards": run}, "is the run's own directory"),
+        ({"eval_shards": blank}, "no readable pair in 1 shards"),
+        ({"zeroshot": blank}, "no class"),
+        ({"criterion": "alignment", "trusted": blank}, "no readable pair in 1 shards"),
     ):
         with pytest.raises(UsageError, match=message):
             train(shards, run, overwrite=True, **{**settings, **more})

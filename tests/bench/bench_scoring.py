@@ -3,8 +3,8 @@
     python -m tests.bench.bench_scoring SHARDS... --model ViT-S-32-alt [--rounds 3]
 
 open_clip's side is its evaluation pipeline (webdataset, Pillow, its tokenizer) with the fastest of 0, 1 and 2 loader
-workers (each tried twice over all the shards), and `encode_image` / `encode_text` in float32 under inference mode; ours is
-`curate.score(..., scores_only=True)` as a user calls it, engine start, digests, quality signals and synced parquet
+workers (each tried twice over all the shards), and `encode_image` / `encode_text` in float32 under inference mode; ours
+is `curate.score(..., scores_only=True)` as a user calls it, engine start, digests, quality signals and synced parquet
 included. Model loading is outside on both sides. It refuses to print a ratio unless the similarities agree.
 """
 

@@ -1,4 +1,4 @@
-"""Draw accuracy against steps and against FLOPs, a row for each noise level; needs matplotlib.
+"""Draw accuracy against steps and against FLOPs: the ConvNet by noise, then the transformers; needs matplotlib.
 
 python plot.py RUNS curves.png
 """
@@ -10,20 +10,34 @@ from pathlib import Path
 from statistics import fmean
 
 import matplotlib
-from collect import Curve, gather
+from collect import Curve, gather, tower_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-LINES = ("uniform", "jest", "handover", "flexi", "flexi-handover")
+LINES = {
+    "": ("uniform", "jest", "handover", "flexi", "flexi-handover"),
+    "vit-": (
+        "uniform-lr-3e-4",
+        "jest-from-1280-warm-20",
+        "flexi-from-1280-warm-20",
+        "easy-reference-from-1280-warm-20",
+    ),
+    "vit-fff-": (
+        "uniform-lr-3e-4",
+        "jest-from-1280-warm-20",
+        "flexi-from-1280-warm-20",
+        "easy-reference-from-1280-warm-20",
+    ),
+}
 
 
 def draw(found: dict[tuple[str, float], dict[int, Curve]], path: Path) -> None:
-    """Accuracy against steps and against FLOPs, one row of panels for each noise level."""
-    levels = sorted({noise for _, noise in found})
-    figure, panels = pyplot.subplots(len(levels), 2, figsize=(11, 3.1 * len(levels)), squeeze=False)
-    for row, noise in zip(panels, levels, strict=True):
-        for arm in LINES:
+    """Accuracy against steps and against FLOPs, one row of panels for each tower and noise level."""
+    rows = sorted({(tower_of(arm), noise) for arm, noise in found})
+    figure, panels = pyplot.subplots(len(rows), 2, figsize=(11, 3.1 * len(rows)), squeeze=False)
+    for row, (tower, noise) in zip(panels, rows, strict=True):
+        for arm in (tower + line for line in LINES[tower]):
             curves = list(found.get((arm, noise), {}).values())
             if not curves:
                 continue

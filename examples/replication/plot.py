@@ -15,21 +15,8 @@ from collect import Curve, gather, tower_of
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-LINES = {
-    "": ("uniform", "jest", "handover", "flexi", "flexi-handover"),
-    "vit-": (
-        "uniform-lr-3e-4",
-        "jest-from-1280-warm-20",
-        "flexi-from-1280-warm-20",
-        "easy-reference-from-1280-warm-20",
-    ),
-    "vit-fff-": (
-        "uniform-lr-3e-4",
-        "jest-from-1280-warm-20",
-        "flexi-from-1280-warm-20",
-        "easy-reference-from-1280-warm-20",
-    ),
-}
+SOONEST = ("uniform-lr-3e-4", *(f"{arm}-from-1280-warm-20" for arm in ("jest", "flexi", "easy-reference")))
+LINES = {"": ("uniform", "jest", "handover", "flexi", "flexi-handover"), "vit-": SOONEST, "vit-fff-": SOONEST}
 
 
 def draw(found: dict[tuple[str, float], dict[int, Curve]], path: Path) -> None:

@@ -38,6 +38,14 @@ def make_checkpoint(
     return save_checkpoint(module, path, architecture=architecture, training={"settings": {"seed": seed}})
 
 
+@pytest.fixture
+def mini(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of the name "mini", which trains in milliseconds a step."""
+    from curate.models import configs
+
+    monkeypatch.setitem(configs.CONFIGS, "mini", MINI)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint directory of a small sigmoid model."""

@@ -21,6 +21,7 @@ from curate.recipe import read_recipe
 from tests.conftest import MINI
 from tests.making import make_samples, make_tar
 
+pytestmark = pytest.mark.usefixtures("mini")
 IID = """\
 schema: 1
 output: iid
@@ -43,12 +44,6 @@ train:
   eval-every: 1
   baselines: [iid]
 """
-
-
-@pytest.fixture(autouse=True)
-def mini(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that trains in milliseconds a step."""
-    monkeypatch.setitem(configs.CONFIGS, "mini", MINI)
 
 
 @pytest.fixture(scope="module")

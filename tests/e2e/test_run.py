@@ -27,6 +27,7 @@ from curate.recipe import read_recipe
 from tests.conftest import MINI
 from tests.making import make_samples, make_tar
 
+pytestmark = pytest.mark.usefixtures("mini")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "recipe.yaml"
 WEIGHTS = "open_clip_model.safetensors"
 RECIPE = """\
@@ -43,12 +44,6 @@ train:
   checkpoint-every: 2
 eval: {retrieval: [clean]}
 """
-
-
-@pytest.fixture(autouse=True)
-def mini(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that trains in milliseconds a step."""
-    monkeypatch.setitem(configs.CONFIGS, "mini", MINI)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ Memory is bounded by a page of rows and one batch of images per thread (a group 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import warnings
 from collections import Counter
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Semaphore
 from typing import Any
 
 import numpy as np
@@ -173,7 +171,12 @@ def _page(
     """
     seen = {role: encoder for role, encoder in encoders.items() if role != "reference" or cached is None}
     groups = evenly(_batches(entries, batch_size), max(1, GROUP_ROWS // batch_size) if aligner else 1)
-    reading = pool.map(functools.partial(_read_group, data, limits, seen, aligner, pool.reading), groups)
+    read_group = functools.partial(_read_group, data, limits, seen)
+    embed_group = functools.partial(_embed_group, seen, aligner)
+    if seen:
+        reading = pool.read(read_group, embed_group, groups)
+    else:  # no thread has anything else to do
+        reading = pool.map(lambda group: embed_group(read_group(group)), groups)
     captions = _captions(data, entries, limits) if seen else {}
     texts = {role: _embed_captions(encoder, captions, batch_size, pool) for role, encoder in seen.items()}
     read = [batch for group in reading for batch in group]
@@ -198,54 +201,56 @@ def _page(
 
 
 @dataclass(frozen=True, slots=True)
+class _Read:
+    """A batch as read: samples without pixels, and for each model the resized pixels of those that can be used."""
+
+    samples: list[Sample]
+    pixels: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class _Batch:
-    """What one thread made of a batch: samples without pixels, and image embeddings per model."""
+    """What became of a batch: image embeddings per model."""
 
     samples: list[Sample]
     images: dict[str, NDArray[np.float32]]
-    pixels: Tensor | None = None  # the learner's, where they are wanted once more
     alignment: NDArray[np.float32] | None = None
 
 
 def _read_group(
-    data: memoryview,
-    limits: ReadLimits,
-    encoders: dict[str, DualEncoder],
-    aligner: Aligner | None,
-    reading: Semaphore,
-    group: Sequence[Sequence[SampleEntry]],
-) -> list[_Batch]:
+    data: memoryview, limits: ReadLimits, encoders: dict[str, DualEncoder], group: Sequence[Sequence[SampleEntry]]
+) -> list[_Read]:
     """Read the batches of a group, which alignment scores together; without it a group is one batch."""
-    read = [_read_batch(data, limits, encoders, entries, reading, keep=aligner is not None) for entries in group]
-    if aligner is None:
-        return read
-    captions = [sample.caption or "" for batch in read for sample in batch.samples if sample.reason is None]
-    score_M = aligner([batch.pixels for batch in read if batch.pixels is not None], captions)
-    first, *others = (replace(batch, pixels=None) for batch in read)
-    return [replace(first, alignment=score_M), *others]
+    return [_read_batch(data, limits, encoders, entries) for entries in group]
 
 
 def _read_batch(
-    data: memoryview,
-    limits: ReadLimits,
-    encoders: dict[str, DualEncoder],
-    entries: Sequence[SampleEntry],
-    reading: Semaphore,
-    *,
-    keep: bool = False,
-) -> _Batch:
-    """Read one batch, and embed its images with each encoder; a picture is resized and dropped before the next."""
+    data: memoryview, limits: ReadLimits, encoders: dict[str, DualEncoder], entries: Sequence[SampleEntry]
+) -> _Read:
+    """A picture is resized for each encoder, and dropped before the next is read."""
     resized: dict[str, list[NDArray[np.uint8]]] = {role: [] for role in encoders}
 
     def see(rgb_HWC: NDArray[np.uint8]) -> None:
         for role, encoder in encoders.items():
             resized[role].append(encoder.rule.pixels(rgb_HWC))
 
-    with reading if encoders else contextlib.nullcontext():  # without a model there is nothing to do meanwhile
-        samples = read_samples(data, entries, limits, see)
-    stacks = {role: encoder.stack(resized[role]) for role, encoder in encoders.items() if resized[role]}
-    images = {role: _embed_images(encoder, stacks.get(role)) for role, encoder in encoders.items()}
-    return _Batch(samples, images, stacks.get("learner") if keep else None)
+    samples = read_samples(data, entries, limits, see)
+    return _Read(samples, {role: encoder.stack(resized[role]) for role, encoder in encoders.items() if resized[role]})
+
+
+def _embed_group(encoders: dict[str, DualEncoder], aligner: Aligner | None, group: list[_Read]) -> list[_Batch]:
+    embedded = [
+        _Batch(
+            read.samples, {role: _embed_images(encoder, read.pixels.get(role)) for role, encoder in encoders.items()}
+        )
+        for read in group
+    ]
+    if aligner is None:
+        return embedded
+    captions = [sample.caption or "" for read in group for sample in read.samples if sample.reason is None]
+    score_M = aligner([read.pixels["learner"] for read in group if "learner" in read.pixels], captions)
+    first, *others = embedded
+    return [replace(first, alignment=score_M), *others]
 
 
 def _embed_images(encoder: DualEncoder, image_BCHW: Tensor | None) -> NDArray[np.float32]:

@@ -104,11 +104,12 @@ class Preprocess:
             return self._by_pillow(rgb_HWC, height, width)
         if not (rgb_HWC.flags.c_contiguous and rgb_HWC.flags.writeable):
             rgb_HWC = rgb_HWC.copy()  # torch takes no other memory
-        x_1CHW = torch.from_numpy(rgb_HWC).permute(2, 0, 1)[None]  # channels last, as it lies
+        # channels last, as it lies; turned by numpy, as each operation of torch gives up the interpreter's lock
+        x_1CHW = torch.from_numpy(rgb_HWC.transpose(2, 0, 1)[None])
         mode = _FILTERS[self.interpolation]
         resized_1CHW = functional.interpolate(x_1CHW, (height, width), mode=mode, align_corners=False, antialias=True)
-        resized_HWC: NDArray[np.uint8] = resized_1CHW[0].permute(1, 2, 0).numpy()
-        return resized_HWC
+        resized_CHW: NDArray[np.uint8] = resized_1CHW.numpy()[0]
+        return resized_CHW.transpose(1, 2, 0)
 
     def _from_strip(
         self, rgb_HWC: NDArray[np.uint8], left: int, top: int, resized_W: int, resized_H: int

@@ -26,7 +26,7 @@ _LONGEST_KEPT: Final = 32
 # None of ftfy's signs of a wrong encoding consists of these characters alone, and none is changed but the curly quotes.
 _MARKS: Final = "\u2013\u2014\u2018\u2019\u201c\u201d\u2026"
 _UNCHANGED: Final = re.compile(rf"[\t\n\r -%'-~{_MARKS}]*")
-_STRAIGHT: Final = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
+_QUOTES: Final = {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'}
 
 
 def short_tokens(tokenizer: Any) -> Callable[[Sequence[str]], Tensor] | None:
@@ -43,7 +43,7 @@ def short_tokens(tokenizer: Any) -> Callable[[Sequence[str]], Tensor] | None:
     def words(caption: str) -> list[str]:
         if lowers and _UNCHANGED.fullmatch(caption):
             # one word gives one token at least; what lies beyond the context would be cut off again
-            return caption.translate(_STRAIGHT).lower().split(None, T)[:T]
+            return _straight(caption).lower().split(None, T)[:T]
         cleaned: str = tokenizer.clean_fn(caption)
         return cleaned.split(" ")
 
@@ -66,6 +66,13 @@ def short_tokens(tokenizer: Any) -> Callable[[Sequence[str]], Tensor] | None:
         return torch.from_numpy(token_nT)
 
     return tokens
+
+
+def _straight(text: str) -> str:
+    if not text.isascii():
+        for curly, straight in _QUOTES.items():
+            text = text.replace(curly, straight)  # four searches take a tenth of the time of `str.translate`
+    return text
 
 
 def _word_ids(tokenizer: Any, word: str) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -72,6 +73,21 @@ def test_one_more_unit_overlaps_where_units_share_threads(threads: OnDask, overl
     assert len(list(threads.run(count_running, range(12), overlapping=overlapping))) == 12
     assert max(RUNNING) == most
     assert threads.shared_threads == 2 * threads.threads_per_unit
+
+
+def test_the_collector_passes_over_what_was_there() -> None:
+    """While an engine runs in this process; and what the user has frozen stays frozen afterwards."""
+    gc.unfreeze()  # the engine of the other tests may be open
+    with open_engine(workers=1, mode="threads"):
+        assert gc.get_freeze_count() > 1000
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        with open_engine(workers=1, mode="threads"):
+            pass
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
 
 
 def test_results_come_with_their_position(threads: OnDask) -> None:

@@ -152,7 +152,8 @@ def _check_labels(asked: _Question) -> None:
 def _of_other_tools(pool: Path, selected: Path, asked: _Question) -> tuple[AuditedPool, pa.Table]:
     if asked.request.attributes is not None:
         raise UsageError("--attributes asks a model about images, and a pool of other tools has none; leave it out")
-    found = read_foreign(pool, selected, asked.request.traits)
+    lists = {*asked.request.named, *asked.request.confounders} - {*asked.request.label_columns}
+    found = read_foreign(pool, selected, asked.request.traits, lists=lists)
     return AuditedPool(str(pool), found.rows, found.times_N, (), steps=False, notes=found.notes), found.traits
 
 

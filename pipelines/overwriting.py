@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from curate.errors import UsageError
 from curate.pipelines import finishing
-from curate.receipts import Store
+from curate.receipts import DIRECTORIES, Store
 from curate.run_record import RunRecord, pin_run, read_run, repin_run, run_path
 from curate.storage import remove, sync_directory
 
@@ -53,6 +53,21 @@ def scoring_place(output: Path, record: RunRecord, *, overwrite: bool) -> Path:
 
 
 @contextmanager
+def unscored(place: Path, output: Path) -> Iterator[None]:
+    """A refusal before the first score leaves no trace of the run, so that the mended command finds the place free.
+
+    Scores that are there already stay, as `earlier_kept` says.
+    """
+    with earlier_kept(place, output):
+        try:
+            yield
+        except UsageError:
+            if not any(Store.of(place).receipts("score")):
+                _take_back(place)
+            raise
+
+
+@contextmanager
 def earlier_kept(staged: Path, output: Path) -> Iterator[None]:
     """A refusal says that the earlier run is as it was, where there is one."""
     try:
@@ -60,9 +75,9 @@ def earlier_kept(staged: Path, output: Path) -> Iterator[None]:
     except UsageError as error:
         if staged == output:
             raise
+        kept = f"; what was scored is kept in {staged} for the next --overwrite, and may be removed"
         raise UsageError(
-            f"{error}. The earlier run in {output} is as it was; what was scored is kept in {staged} for the next "
-            "--overwrite, and may be removed"
+            f"{error}. The earlier run in {output} is as it was{kept if staged.exists() else ''}"
         ) from error
 
 
@@ -91,6 +106,16 @@ def link_stages(old: Store, new: Store, stages: Sequence[str]) -> None:
                 continue
             if not name.exists():
                 _link_or_copy(path, name)
+
+
+def _take_back(place: Path) -> None:
+    """Remove a run that has no score, and nothing else that lies there."""
+    remove(run_path(place))
+    for stage in DIRECTORIES:
+        shutil.rmtree(place / "_curate" / stage, ignore_errors=True)
+    with suppress(OSError):  # something else is there
+        (place / "_curate").rmdir()
+        place.rmdir()
 
 
 def _refuse_own_shards(output: Path, record: RunRecord) -> None:

@@ -27,6 +27,7 @@ from curate.pipelines.passes import Job
 from curate.pipelines.ruling import Memberships, Rule, membership_schema, read_members
 from curate.pipelines.selecting import drawable
 from curate.pipelines.traits import read_traits, traits_pass
+from curate.policy.ahead import check_pool, reads_pool
 from curate.policy.columns import check_names, coverage_notes, policy_columns, request_of
 from curate.policy.feasibility import refuse_conflict
 from curate.policy.given import File, GivenPolicy, given_policy, pinned_policy
@@ -70,6 +71,17 @@ def rule_of(job: Job, scored: Sequence[Receipt]) -> Rule | None:
         print(f"policy: {note}", file=sys.stderr, flush=True)
     present_TG = np.array([member_UG.sum(axis=0) for member_UG in member_T], dtype=np.int64)
     return Rule.over(bounds, memberships, present_TG, sizes)
+
+
+def check_before_scores(job: Job) -> None:
+    """Refuse a policy that speaks of what no sample has, before any model runs; its shards are read once in all.
+
+    Errors: UsageError naming line and field, and the fields that there are.
+    """
+    if job.given is None or not reads_pool(job.given):
+        return
+    receipts = traits_pass(job, job.store, job.record.inputs, request_of(job.given).traits)
+    check_pool(job.given, read_traits(job.store, receipts), (*_PLAIN, "ref_image"))
 
 
 def remember_members(job: Job, scored: Sequence[Receipt], given: GivenPolicy) -> Memberships:

@@ -7,9 +7,10 @@ Costs one forward pass of the reference for each pair that no run has embedded y
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +55,20 @@ class Where:
             print(line, file=sys.stderr, flush=True)
 
 
-def reference_model(settings: TrainSettings, start: Start) -> DualEncoder | None:
-    """The reference, if it is weighed. Errors: UsageError where its loss or tokens differ from the learner's."""
-    if not settings.uses_reference or settings.reference is None:
+def reference_model(settings: TrainSettings, start: Start, *, groups: bool = False) -> DualEncoder | None:
+    """The reference, if it is weighed, or `groups` pairs for a policy.
+
+    Errors: UsageError where it is weighed and its loss or tokens differ from the learner's.
+    """
+    if settings.reference is None or not (settings.uses_reference or groups):
         return None
     reference = load_model(settings.reference, precision=settings.precision, device=settings.device)
+    if settings.uses_reference:
+        _check_comparable(settings, start, reference)
+    return reference
+
+
+def _check_comparable(settings: TrainSettings, start: Start, reference: DualEncoder) -> None:
     if reference.loss != settings.loss:
         raise UsageError(
             f"the reference {settings.reference} was trained with the {reference.loss} loss, the learner is to be with "
@@ -71,25 +81,60 @@ def reference_model(settings: TrainSettings, start: Start) -> DualEncoder | None
             f"the reference {settings.reference} reads captions with another tokenizer than {settings.model}: their "
             "losses would be of different texts; choose a reference with the learner's tokenizer"
         )
-    return reference
 
 
-def referred_candidates(
-    settings: TrainSettings,
-    opened: Opened,
-    reference: DualEncoder | None,
-    sources: Sequence[ShardSource],
-    files: RunFiles,
-    where: Where,
-) -> tuple[Candidates, CostLedger]:
-    """The pairs to draw from, and what embedding them with the reference has cost."""
+@dataclass(frozen=True, slots=True)
+class Referred:
+    """Score tables of a source's shards, in their order (none without a reference), and what embedding has cost."""
+
+    tables: tuple[Path, ...] = ()
+    ledger: CostLedger = field(default_factory=CostLedger)
+
+    def moved(self, old: Path, new: Path) -> Referred:
+        """With the tables below `old` found below `new`."""
+        places = (new / path.relative_to(old) if path.is_relative_to(old) else path for path in self.tables)
+        return replace(self, tables=tuple(places))
+
+
+@dataclass(frozen=True, slots=True)
+class Referring:
+    """A source, and the model that is to embed its pairs; None where none is weighed, nor groups pairs for a policy."""
+
+    settings: TrainSettings
+    opened: Opened
+    sources: tuple[ShardSource, ...]
+    model: DualEncoder | None
+    where: Where
+
+    def into(self, output: Path) -> Referred:
+        """Embed the pairs, and keep that in `output`; or find what an earlier call or run has made of them.
+
+        What `output` holds of another model, left by a call that was refused, gives way.
+        """
+        if self.model is None:
+            return Referred()
+        if output.is_dir() and not _is_of(output, self.model, self.sources):
+            shutil.rmtree(output)
+        with meter() as metered:
+            tables, fresh = _tables_of(self.settings, self.model, self.opened, self.sources, output, self.where)
+        return Referred(tuple(tables), _spent(self.model, self.opened, fresh, metered))
+
+
+def _is_of(output: Path, reference: DualEncoder, sources: Sequence[ShardSource]) -> bool:
+    try:
+        there = read_run(output)
+    except UsageError:
+        return False
+    stored = ModelIdentity.from_json(there.models["reference"])
+    return there.inputs == tuple(sources) and not reference.identity.differences(stored)
+
+
+def referred_candidates(settings: TrainSettings, opened: Opened, found: Referred) -> Candidates:
+    """The pairs to draw from: those that the reference knows, where it is weighed."""
     clean = settings.clean if settings.label is not None else ()
-    if reference is None:
-        return all_of(opened.pairs, clean=clean), CostLedger()
-    with meter() as metered:
-        tables, fresh = _tables_of(settings, reference, opened, sources, files, where)
-        found = all_of(opened.pairs, read_reference(tables, opened.pairs.places.id_N16), clean)
-    return found, _spent(reference, opened, fresh, metered)
+    if not settings.uses_reference:
+        return all_of(opened.pairs, clean=clean)
+    return all_of(opened.pairs, read_reference(found.tables, opened.pairs.places.id_N16), clean)
 
 
 def _spent(reference: DualEncoder, opened: Opened, fresh: int, metered: Metered) -> CostLedger:
@@ -104,17 +149,17 @@ def _tables_of(
     reference: DualEncoder,
     opened: Opened,
     sources: Sequence[ShardSource],
-    files: RunFiles,
+    output: Path,
     where: Where,
 ) -> tuple[list[Path], int]:
     """Score tables of the shards, in their order, and how many pairs had to be embedded: from the cache if it has all
     shards, else scored now."""
     if where.cache is not None:
-        _check_cache(where.cache, reference)
+        check_cache(where.cache, reference)
         stored = _tables(where.cache)
         if all(digest in stored for digest in opened.digests):
             return [stored[digest] for digest in opened.digests], 0
-    return _scored(settings, sources, opened, files.reference, where)
+    return _scored(settings, sources, opened, output, where)
 
 
 def _scored(
@@ -141,7 +186,8 @@ def _scored(
     return [stored[digest] for digest in opened.digests], fresh
 
 
-def _check_cache(cache: Path, reference: DualEncoder) -> None:
+def check_cache(cache: Path, reference: DualEncoder) -> None:
+    """Errors: CacheMismatch for stored embeddings that another model made, naming every difference."""
     stored = ModelIdentity.from_json(read_run(cache).models["reference"])
     if found := reference.identity.differences(stored):
         raise CacheMismatch(

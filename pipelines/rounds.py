@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from typing import Any
 
 from curate import __version__
 from curate.costs.ledger import CostLedger
-from curate.errors import CurateError, RunMismatch, StorageError, UsageError
+from curate.errors import StorageError, UsageError
 from curate.evaluation.labels import find_labels, read_templates
 from curate.evaluation.measure import evaluate
 from curate.learner.checkpoint import TRAINING_FILE
@@ -32,16 +31,18 @@ from curate.marked_yaml import Place
 from curate.models.spec import parse_spec
 from curate.pipelines.engine import Mode
 from curate.pipelines.policing import asked_policy
+from curate.pipelines.reference_pass import Where
+from curate.pipelines.round_checks import check_rounds, named
 from curate.pipelines.round_costs import score_ledger
+from curate.pipelines.round_place import begin, refuse_change
 from curate.pipelines.round_plan import Part, RecipePlan, plan_rounds, scoring_line, training_line
 from curate.pipelines.runner import local_output, score
 from curate.pipelines.training import train
 from curate.recipe import Recipe, read_recipe
 from curate.reports import training_bar
 from curate.round_table import RecipeResult, RoundRow, of_reference, round_row
-from curate.run_record import differences
 from curate.shards.sources import expand_shards
-from curate.storage import canonical_json, make_directory, put_if_absent, readable_json, remove, replace_file
+from curate.storage import canonical_json, readable_json, remove, replace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,8 @@ def run(
     """Run the rounds of a recipe file; `output` stands in for the one it names, `changes` for some of its fields.
 
     Where the run was interrupted, the same call goes on. A recipe may be given more rounds later, nothing else.
+    `overwrite` removes the run that is there when the new one has been found to be possible, as far as that can be
+    known before it begins (`curate.pipelines.round_checks`); an earlier run stays whole until then.
 
     Errors: UsageError with file, line and field for what the recipe says; RunMismatch, naming every difference, where
     the output belongs to another recipe; what `score`, `train` and `evaluate` raise.
@@ -81,9 +84,10 @@ def run(
     inputs = check_inputs(checked)
     plan = plan_rounds(checked, place)
     record = _record(checked, inputs)
-    _begin(place, record, overwrite=overwrite)
     options = {"workers": workers, "scheduler": scheduler, "engine": engine}
     where = _Place(options | {"allow_remote_scheduler": allow_remote_scheduler}, quiet)
+    asked = Where(None, workers, scheduler, engine, allow_remote_scheduler, quiet)
+    begin(place, record, overwrite=overwrite, check=lambda: check_rounds(checked, plan, asked))
     rows: list[RoundRow] = []
     for row in _rows(checked, plan, where):
         rows.append(row)
@@ -99,8 +103,7 @@ def plan_recipe(
     checked = read_recipe(Path(recipe), changes)
     place = local_output(checked.output if output is None else output)
     record = _record(checked, check_inputs(checked))
-    if (place / "recipe.json").is_file():
-        _refuse_change(place, record)
+    refuse_change(place, record)
     return plan_rounds(checked, place)
 
 
@@ -121,35 +124,26 @@ def check_inputs(recipe: Recipe) -> dict[str, Any]:
                 found[f"{section}.{name}"] = _model(recipe, (*section.split("."), name), given[name])
     for section in ("score", "train"):
         given = sections[section] or {}
-        with _named(recipe, (section, "policy" if given.get("policy") else "labels")):
+        with named(recipe, (section, "policy" if given.get("policy") else "labels")):
             policy = asked_policy(given.get("policy"), given.get("labels"), given.get("on"))
         if policy is not None:
             found[f"{section}.policy"] = policy.settings.model_dump()
     if recipe.reference is not None:
         found["reference"] = _model(recipe, ("reference",), recipe.reference)
     if recipe.eval is not None and recipe.eval.get("zeroshot"):
-        with _named(recipe, ("eval", "zeroshot")):
+        with named(recipe, ("eval", "zeroshot")):
             _check_labels(recipe.eval)
     return found
 
 
 def _expanded(recipe: Recipe, place: Place, shards: Sequence[str]) -> list[dict[str, Any]]:
-    with _named(recipe, place):
+    with named(recipe, place):
         return [asdict(source) for source in expand_shards(shards)]
 
 
 def _model(recipe: Recipe, place: Place, name: str) -> str:
-    with _named(recipe, place):
+    with named(recipe, place):
         return parse_spec(name).absolute
-
-
-@contextlib.contextmanager
-def _named(recipe: Recipe, place: Place) -> Iterator[None]:
-    """An error about something that the recipe names, with its line."""
-    try:
-        yield
-    except CurateError as error:
-        raise recipe.marked.error(place, str(error)) from error
 
 
 def _check_labels(given: dict[str, Any]) -> None:
@@ -164,45 +158,6 @@ def _record(recipe: Recipe, inputs: dict[str, Any]) -> dict[str, Any]:
     pinned = {"recipe": recipe.as_json(), "inputs": inputs}
     digest = hashlib.sha256(canonical_json(pinned)).hexdigest()
     return {"schema": 1, "tool": __version__, "rounds": recipe.rounds, "digest": digest, **pinned}
-
-
-def _begin(output: Path, record: dict[str, Any], *, overwrite: bool) -> None:
-    """Pin the recipe, or check that the one that was begun there is the same. Errors: UsageError; RunMismatch."""
-    path = output / "recipe.json"
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"{output} is a file; the output of a recipe is a directory")
-    if output.is_dir() and any(output.iterdir()) and not path.is_file():
-        raise UsageError(f"{output} is not empty and holds no run of a recipe; choose another directory")
-    if overwrite and path.is_file():
-        _clear(output)
-    make_directory(output / "_curate")
-    if put_if_absent(path, readable_json(record)):
-        return
-    if _refuse_change(output, record)["rounds"] < record["rounds"]:
-        replace_file(path, readable_json(record))
-
-
-def _clear(output: Path) -> None:
-    """Remove a run; the record last, so that what an interrupt leaves is still known for one."""
-    for path in (*output.glob("round-*"), output / "reference", output / "_curate"):
-        shutil.rmtree(path, ignore_errors=True)
-    for name in ("summary.json", "recipe.json"):
-        remove(output / name)
-
-
-def _refuse_change(output: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """The record that is there. Errors: RunMismatch where it is of another recipe."""
-    there: dict[str, Any] = json.loads((output / "recipe.json").read_bytes())
-    now = json.loads(readable_json(record))
-    found = [*differences(there["recipe"], now["recipe"]), *differences(there["inputs"], now["inputs"], "inputs")]
-    if there["rounds"] > now["rounds"]:
-        found.append(f"rounds: {there['rounds']} there, {now['rounds']} now")
-    if found:
-        raise RunMismatch(
-            f"{output} belongs to another recipe: {'; '.join(found[:6])}. Choose another output, or --overwrite to "
-            "begin anew"
-        )
-    return there
 
 
 def _rows(recipe: Recipe, plan: RecipePlan, place: _Place) -> Iterator[RoundRow]:

@@ -23,9 +23,9 @@ from curate.pipelines.costing import Plan, plan_costs
 from curate.pipelines.engine import Mode, open_engine
 from curate.pipelines.finishing import Receipts
 from curate.pipelines.modelling import ModelChoice, choose_models
-from curate.pipelines.overwriting import earlier_kept, scoring_place, take_place
+from curate.pipelines.overwriting import earlier_kept, scoring_place, take_place, unscored
 from curate.pipelines.passes import Job
-from curate.pipelines.policing import asked_policy, rule_of
+from curate.pipelines.policing import asked_policy, check_before_scores, rule_of
 from curate.pipelines.ruling import Rule
 from curate.policy.given import File
 from curate.receipts import Receipt
@@ -111,6 +111,8 @@ def score(
         place = scoring_place(path, record, overwrite=overwrite)
         job = Job(place, record, running, cache, quiet, given=given)
         announce(job, path)
+        with unscored(place, path):
+            check_before_scores(job)
         with earlier_kept(place, path):
             if clean:
                 gradient = make_direction(place, choice.settings, clean, choice.identities["learner"])

@@ -47,11 +47,19 @@ from curate.models.spec import parse_spec
 from curate.pipelines.data_parallel import ForwardTeam
 from curate.pipelines.engine import Mode, open_engine
 from curate.pipelines.policing import asked_policy
-from curate.pipelines.reference_pass import Where, check_trusted, reference_model, referred_candidates, trusted_pairs
+from curate.pipelines.reference_pass import (
+    Referring,
+    Where,
+    check_trusted,
+    reference_model,
+    referred_candidates,
+    trusted_pairs,
+)
 from curate.pipelines.replicas import ClippedStep
 from curate.pipelines.runner import local_output
 from curate.pipelines.teeing import pin_tee, tee
 from curate.pipelines.training_policy import check_policed, pinned, policed
+from curate.policy.ahead import refuse_without_reference, scored_names
 from curate.run_record import refuse_foreign
 from curate.shards.sources import Patterns, ShardSource, expand_shards
 
@@ -99,10 +107,12 @@ def train(
     cache = None if reference_cache is None else local_output(reference_cache)
     given = asked_policy(policy, labels, on)
     pinned_too = {} if given is None else pinned(given)
+    if given is not None and chosen.reference is None:
+        refuse_without_reference(given)
     teed = None if write_shards is None else local_output(write_shards)
     against = [local_output(run) for run in baselines]
     reported = partial(write_report, output=files.report, baselines=against, grams_per_kwh=grams_per_kwh)
-    _check_report(against, grams_per_kwh)
+    check_report(against, grams_per_kwh)
     _check_places(files, chosen, [path for path in (cache, *against) if path is not None], teed, overwrite=overwrite)
     where = Where(cache, workers, scheduler, engine, allow_remote_scheduler, quiet)
     start, sources = prepare(chosen), tuple(expand_shards(shards))
@@ -110,25 +120,27 @@ def train(
         opened = stack.enter_context(
             open_pairs(sources, start.tokenizer, start.rule, memory_gb=chosen.memory_gb, label=chosen.label)
         )
-        reference = reference_model(chosen, start)
-        _of_size(chosen, len(opened.pairs))  # refused before an earlier run is removed
-        _check_sources(chosen, sources, opened)
+        model = reference_model(chosen, start, groups=bool(scored_names(given)))
+        of_size(chosen, len(opened.pairs))  # refused before an earlier run is removed
+        check_sources(chosen, sources, opened)
         held_out = held_out_pairs(chosen, opened.contents)
         _warn_of_overlap(held_out)
         measure = None if files.finished and not overwrite else stack.enter_context(opened_measure(start, chosen))
         stack.enter_context(alone(files))
+        referring, ahead = Referring(chosen, opened, sources, model, where), None
         if overwrite:  # what else is refused before an earlier run is removed
             check_trusted(chosen, start)
-            check_policed(given, chosen, opened, sources, files, where)
-        begin_run(files, _record(chosen, sources, opened, reference) | pinned_too, overwrite=overwrite)
+            ahead = check_policed(given, referring, files)
+        begin_run(files, _record(chosen, sources, opened, model) | pinned_too, overwrite=overwrite)
         if files.finished:
             return _found(files, opened, teed, where, reported)
-        policing = policed(given, chosen, opened, sources, files, where)
-        candidates, ledger = referred_candidates(chosen, opened, reference, sources, files, where)
+        policing, ahead = policed(given, referring, files, ahead)
+        referred = ahead or referring.into(files.reference)
+        candidates, reference = referred_candidates(chosen, opened, referred), model if chosen.uses_reference else None
         trusted, candidates, more = trusted_pairs(chosen, start, reference, candidates, files, where)
-        chosen = _of_size(chosen, len(candidates))
+        chosen = of_size(chosen, len(candidates))
         extras = Extras(
-            files, trusted=trusted, ledger=ledger + more, progress=progress, say=where.say, policing=policing,
+            files, trusted=trusted, ledger=referred.ledger + more, progress=progress, say=where.say, policing=policing,
             held_out=held_out, before=before or CostLedger(), measure=measure,
         )  # fmt: skip
         try:
@@ -189,7 +201,7 @@ def _nothing(final: bool = False) -> None:
     """There is nothing to write."""
 
 
-def _check_report(baselines: Sequence[Path], grams_per_kwh: float | None) -> None:
+def check_report(baselines: Sequence[Path], grams_per_kwh: float | None) -> None:
     """Refuse before the work what the report would be refused for after it. Errors: UsageError."""
     for run in baselines:
         read_history(run)
@@ -213,7 +225,7 @@ def _check_tee(files: RunFiles, teed: Path) -> None:
     refuse_foreign(teed)
 
 
-def _check_sources(settings: TrainSettings, sources: Sequence[ShardSource], opened: Opened) -> None:
+def check_sources(settings: TrainSettings, sources: Sequence[ShardSource], opened: Opened) -> None:
     """Refuse joint draws from a shard that is there twice. Errors: UsageError."""
     first = dict(zip(reversed(opened.digests), reversed(sources), strict=True))
     if settings.criterion != "uniform" and len(first) < len(sources):
@@ -310,7 +322,7 @@ def _record(
     }
 
 
-def _of_size(settings: TrainSettings, candidates: int) -> TrainSettings:
+def of_size(settings: TrainSettings, candidates: int) -> TrainSettings:
     """Uniform draws make do with what there is; a super-batch has to be there. Errors: UsageError."""
     if settings.criterion == "uniform" and 2 <= candidates < settings.batch:
         return replace(settings, batch=candidates)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from curate.auditing.clusters import Clusters, Copies
 from curate.auditing.columns import Column, shown
+from curate.auditing.crossing import quoting_hint
 from curate.auditing.given_columns import json_column, strata_of, table_column
 from curate.auditing.labels import Labels, Match, join_labels
 from curate.auditing.own_columns import CLUSTERS, COPIES, clusters_of, copies_of, own_columns
@@ -153,19 +155,26 @@ def _named(
         elif name in rows.column_names:
             found[shown(name)] = table_column(rows, name, facts_of(traits).get("table", "the ledger"))
         else:
-            raise UsageError(_not_there(name, request, rows, traits))
+            raise UsageError(_not_there(name, request, rows, traits, taken))
     return found
 
 
-def _not_there(name: str, request: AuditRequest, rows: pa.Table, traits: pa.Table) -> str:
+def _not_there(name: str, request: AuditRequest, rows: pa.Table, traits: pa.Table, taken: Collection[str]) -> str:
     facts = facts_of(traits)
-    places = {
+    places: dict[str, Collection[str]] = {
         "the labels": request.label_columns,
         "the samples' json": facts.get("json_fields", ()),
         facts.get("table", "the ledger"): rows.column_names,
     }
     told = "; ".join(f"{place} has {', '.join(map(shown, names))}" for place, names in places.items() if names)
-    return f"no column {shown(name)!r}: {told}"
+    return f"no column {shown(name)!r}: {told}{_hint(name, request, {*taken, *chain(*places.values())})}"
+
+
+def _hint(name: str, request: AuditRequest, known: Collection[str]) -> str:
+    """How to write columns to be crossed that were cut at the commas of their names; "" where it is not that."""
+    hints = (quoting_hint(names, known) for names in request.intersect if name in names)
+    typed = next((hint for hint in hints if hint), "")
+    return f"; a name with a comma is quoted as in a CSV: {typed}" if typed else ""
 
 
 def _free(name: str, columns: Collection[str], *, mention: bool) -> tuple[str, str]:

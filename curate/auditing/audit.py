@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from curate.auditing.association import Association, associations, with_q
-from curate.auditing.columns import Column, intersection
+from curate.auditing.columns import Column
+from curate.auditing.crossing import crossings
 from curate.auditing.disparity import SCREEN
 from curate.auditing.families import adjust, sizes
 from curate.auditing.measuring import Rules, described, measure
@@ -100,15 +101,16 @@ def _all_columns(
     named = {one.name: one for one in found}
     if len(named) < len(found):
         raise UsageError("two columns have the same name; rename one")
-    return found + [intersection(_named(named, names)) for names in crossed]
+    for names in crossed:
+        _check_there(named, names)
+    return found + crossings(named, crossed)
 
 
-def _named(columns: Mapping[str, Column], names: Sequence[str]) -> list[Column]:
+def _check_there(columns: Mapping[str, Column], names: Sequence[str]) -> None:
     lost = [name for name in names if name not in columns]
     if lost or len(set(names)) < 2:
         there = ", ".join(columns) or "none"
         raise UsageError(f"intersection of {', '.join(names) or 'nothing'}: name two columns or more of: {there}")
-    return [columns[name] for name in names]
 
 
 def _families(members: Sequence[Membership], families: Mapping[str, str]) -> list[str]:

@@ -10,6 +10,7 @@ process, as fast as `curate.auditing.traits` reads them; the pool's table is hel
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from curate.auditing.columns import shown
 from curate.auditing.foreign_ids import IDS, Selected, ids_of, read_selected
+from curate.auditing.given_columns import is_list
 from curate.auditing.metadata import OUTCOMES
 from curate.auditing.traits import TEXT, TraitSettings, caption_reader, with_facts
 from curate.errors import UsageError
@@ -61,16 +63,19 @@ def read_foreign(
     on: str | None = None,
     caption: str | None = None,
     least_found: float = LEAST_FOUND,
+    lists: Collection[str] = (),
 ) -> Foreign:
     """Read a pool (parquet, or a directory of them) and what was selected of it.
 
     `selected` is a `.npy` of DataComp uids, a `.txt` of keys or uids, one a line, or a parquet with either. `on`: key
     or uid; by default uid where the selected are uids. `caption`: the captions' column; by default caption or text.
+    `lists`: names of columns that are read where they hold lists, too; others of lists are left out, as they are large.
     An id that is selected n times counts n times. Errors: UsageError for files that are none of these, no id column,
-    fewer than `least_found` of the selected in the pool, or a selected id that several rows of the pool have.
+    one of `lists` that holds lists of something else than text, whole numbers or true and false, fewer than
+    `least_found` of the selected in the pool, or a selected id that several rows of the pool have.
     Example: 4 rows of which "a" and "c" are listed, "a" twice: times_N is [2, 0, 1, 0].
     """
-    table, name = _read_pool(pool), shown(pool.name)
+    table, name = _read_pool(pool, lists), shown(pool.name)
     chosen = read_selected(selected, _ids_there(pool, table), on)
     id_N = ids_of(table[chosen.on], chosen.on)
     times_N, found, notes = _times(name, id_N, chosen, least_found)
@@ -82,12 +87,12 @@ def read_foreign(
     return Foreign(rows, traits, times_N, chosen.on, len(chosen.ids), found, tuple(notes))
 
 
-def _read_pool(pool: Path) -> pa.Table:
+def _read_pool(pool: Path, lists: Collection[str]) -> pa.Table:
     files = sorted(pool.rglob("*.parquet")) if pool.is_dir() else [pool]
     if not files:
         raise UsageError(f"{pool}: no parquet file in it")
     try:
-        tables = [pq.read_table(file, columns=_readable(file)) for file in files]
+        tables = [pq.read_table(file, columns=_readable(file, lists)) for file in files]
         table = pa.concat_tables(tables, promote_options="permissive")
     except OSError as error:
         raise UsageError(f"{pool}: {error.strerror or error}") from error
@@ -100,13 +105,23 @@ def _read_pool(pool: Path) -> pa.Table:
     return table
 
 
-def _readable(file: Path) -> list[str]:
-    """Columns of one value a row: no embeddings, lists or records."""
+def _readable(file: Path, lists: Collection[str]) -> list[str]:
+    """Columns of one value a row, and of lists those that are asked for: no embeddings or records."""
     schema = pq.read_schema(file)
     twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"{file}: the column {shown(twice)!r} is there twice")
-    return [field.name for field in schema if _is_text(field.type) or any(test(field.type) for test in _SCALAR)]
+    for field in schema:
+        if field.name in lists and is_list(field.type) and not _is_listed(field.type):
+            raise UsageError(
+                f"{file}: {shown(field.name)!r} holds lists of {field.type.value_type}; groups are lists of text, of "
+                "whole numbers or of true and false"
+            )
+    return [
+        field.name for field in schema
+        if _is_text(field.type) or any(test(field.type) for test in _SCALAR)
+        or (field.name in lists and _is_listed(field.type))
+    ]  # fmt: skip
 
 
 def _ids_there(pool: Path, table: pa.Table) -> tuple[str, ...]:
@@ -213,6 +228,13 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _is_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_listed(kind: pa.DataType) -> bool:
+    """Lists whose values can be groups; embeddings are lists of fractions."""
+    inner = kind.value_type if is_list(kind) else None
+    tests = (_is_text, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
+    return inner is not None and any(test(inner) for test in tests)
 
 
 def _is_size(kind: pa.DataType) -> bool:

@@ -1,8 +1,8 @@
 """The columns that a user names: fields of the samples' json, columns of the pool's table, and what is held fixed.
 
-Text, true and false are groups as they are; of numbers with more than 20 values quantiles are. Where a json field holds
-lists, a sample is in the group of each of its values: groups overlap, and there may be 200 of them. Confounders may be
-any column whose groups exclude each other, any number, and the length of the caption.
+Text, true and false are groups as they are; of numbers with more than 20 values quantiles are. Where a json field or a
+column of the pool's table holds lists, a sample is in the group of each of its values: groups overlap, and there may be
+200 of them. Confounders may be any column whose groups exclude each other, any number, and the length of the caption.
 """
 
 # N samples of the pool
@@ -73,9 +73,24 @@ def _listed(values: Sequence[Any], code_N: NDArray[np.int32], *, name: str, prov
 def table_column(rows: pa.Table, name: str, table: str) -> Column:
     """A column of the pool's table, which is called `table`. Errors: as `metadata.ledger_column`."""
     kind = rows[name].type
+    if is_list(kind):
+        return _list_column(rows[name], name, f"{shown(name)!r} in {table}")
     if pa.types.is_dictionary(kind) or pa.types.is_large_string(kind):
         rows = rows.select([name]).set_column(0, name, rows[name].cast(pa.string()))
     return dataclasses.replace(ledger_column(rows, name), provenance=f"{shown(name)!r} in {table}")
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Does a column of this type hold a list in each row?"""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _list_column(lists_N: pa.ChunkedArray, name: str, provenance: str) -> Column:
+    code_of: dict[tuple[Any, ...], int] = {}
+    keys_N = (None if one is None else tuple(one) for one in lists_N.to_pylist())
+    codes = (UNKNOWN if key is None else code_of.setdefault(key, len(code_of)) for key in keys_N)
+    code_N = np.fromiter(codes, np.int32, len(lists_N))
+    return _listed([list(key) for key in code_of], code_N, name=name, provenance=provenance)
 
 
 def strata_of(

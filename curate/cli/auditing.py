@@ -67,11 +67,11 @@ def audit(
     attributes
         Ask a model about the images (YAML: model, threshold, columns, groups, prompts); never one that scored them.
     columns
-        Audit these columns only: of the labels, of the samples' json (a list puts a sample into several groups), of the
-        ledger, or those that curate makes.
+        Audit these columns only: of the labels, of the samples' json, of the ledger or the pool's parquet (a list puts
+        a sample into several groups), or those that curate makes.
     intersect
         Columns to cross, separated by a comma: gender,age. A name with a comma is quoted as in a CSV:
-        'gender,"height, in cm"'.
+        'gender,"height, in cm"'. Where another column is called "a & b" as well, the crossing is '"a" & "b"'.
     confounder
         Columns that could explain a disparity; caption length unless given.
     clusters

@@ -41,7 +41,8 @@ def run(
     dry_run
         Print what each round would do, and what is done already; write nothing.
     overwrite
-        Remove the run that is in the output directory, and begin anew.
+        Remove the run that is in the output directory, and begin anew; what can be refused before the first round is
+        refused first, and costs that run nothing.
     """
     from curate.pipelines import rounds
 

@@ -81,7 +81,8 @@ def score(
         Pairs of these that are used, at most.
     policy
         A YAML file of floors and ceilings for groups, which every sub-batch keeps to; what that costs is printed, and
-        certificate.json says what each group was owed and got.
+        certificate.json says what each group was owed and got. Columns and groups that no sample has are
+        told before anything is scored.
     labels
         A CSV or parquet file with the groups of the samples that the policy names.
     on

@@ -130,7 +130,8 @@ def train(
         Its values for clean pairs; null is a missing field.
     policy
         Hold every draw to the floors and ceilings that this YAML file gives groups; RUN/certificate.json says what came
-        of it. In a uniform draw pairs give way to others of --filter-ratio's super-batch.
+        of it. In a uniform draw pairs give way to others of --filter-ratio's super-batch. Near-duplicates and embedding
+        clusters are groups where --reference is given, which then embeds all pairs first.
     labels
         A CSV or parquet file with the groups that the policy speaks of, where captions do not tell them.
     on

@@ -3,7 +3,8 @@
 RUN/_curate/TRAIN.json     settings, inputs with their digests, models; pinned when the run starts
 RUN/_curate/state/         the last two states
 RUN/_curate/chosen/        which samples each step trained on
-RUN/_curate/next/          what a run that is to take this one's place has been asked; gone when it has begun
+RUN/_curate/next/          what a run that is to take this one's place has been asked; gone when it has begun, but for
+                           the scores of one that was refused
 RUN/_curate/reference/     the reference's scores; trusted/ those of the trusted pairs
 RUN/log.jsonl              the journal; RUN/tensorboard and RUN/report.html show it
 RUN/certificate.json       under a policy: what it asked of the draws, what it got; RUN/_curate/policy holds who is in
@@ -82,6 +83,10 @@ class RunFiles:
         return self.own / "next"
 
     @property
+    def next_reference(self) -> Path:
+        return self.next / "reference"
+
+    @property
     def log(self) -> Path:
         return self.root / LOG
 
@@ -97,7 +102,7 @@ def check_run(files: RunFiles, *, overwrite: bool) -> None:
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file; a training run is a directory")
     present = {path.name for path in root.iterdir()} if root.is_dir() else set()
-    if not present or files.record.is_file() or (overwrite and files.finished):
+    if not present or files.record.is_file() or (overwrite and files.finished) or _only_scores(files, present):
         return
     if files.finished:
         raise UsageError(f"{root} is not empty: it holds a finished checkpoint; --overwrite replaces it")
@@ -128,7 +133,7 @@ def begin_run(files: RunFiles, record: dict[str, Any], *, overwrite: bool) -> No
 
     What a killed process left half written goes. Errors: RunMismatch names every difference.
     """
-    if overwrite:
+    if overwrite and (files.record.is_file() or files.finished):
         _clear(files)
     make_directory(files.own)
     for directory in (files.root, files.own, files.state, files.chosen):
@@ -147,9 +152,26 @@ def begin_run(files: RunFiles, record: dict[str, Any], *, overwrite: bool) -> No
 
 
 def forget(files: RunFiles) -> None:
-    """Take a run back that has not made a step, so that other settings can be tried in its place."""
+    """Take a run back that has not made a step, so that other settings can be tried in its place; the reference's
+    scores stay."""
     if not files.finished and not files.state.is_dir() and not files.log.exists():
-        shutil.rmtree(files.own, ignore_errors=True)
+        clear_but_scores(files.own)
+
+
+def clear_but_scores(own: Path) -> None:
+    """Remove what a run keeps in `own` but the reference's scores, and `own` where there are none."""
+    for path in own.glob("*"):
+        if path.is_file():
+            remove(path)
+        elif path.name != "reference":
+            shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty, or not there
+        own.rmdir()
+
+
+def _only_scores(files: RunFiles, present: set[str]) -> bool:
+    """Is all that is there what a call left that was refused after its reference's pass?"""
+    return present == {files.own.name} and [path.name for path in files.own.iterdir()] == [files.reference.name]
 
 
 def _clear(files: RunFiles) -> None:

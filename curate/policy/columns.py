@@ -6,9 +6,10 @@ size, ...) is that; else it is a field of the samples' json or a column of the p
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.auditing.assembling import Assembled, assemble
+from curate.auditing.clusters import COPIES
 from curate.auditing.columns import Column, crossed_name, intersection
 from curate.auditing.labels import check_labels
 from curate.auditing.lexicons import SETS
@@ -34,6 +36,7 @@ OURS: Final = (
     *SETS, "caption script", "caption language", "url country", "image size", "image shape", "near-duplicates",
     "embedding cluster", CAPTION_LENGTH,
 )  # fmt: skip
+_TOLD: Final = 12
 _WRITTEN_OUT: Final = 100_000  # crossings of groups, to look for a misspelt one before any work
 
 
@@ -49,7 +52,7 @@ def request_of(given: GivenPolicy) -> AuditRequest:
     """What must be read of the pool. Errors: UsageError for a label file that is none."""
     labels = given.labels
     request = AuditRequest(labels=labels, on=given.settings.on, lexicons=(), confounders=(), clusters=0)
-    names, held = _names(given)
+    names, held = names_of(given)
     beside = [name for name in names if name not in OURS or name in request.label_columns]
     sets = tuple(name for name in SETS if {name, f"caption mentions: {name}"} & {*names, *held})
     clusters = None if "embedding cluster" in {*names, *held} else 0
@@ -59,13 +62,13 @@ def request_of(given: GivenPolicy) -> AuditRequest:
 
 
 def check_names(given: GivenPolicy) -> None:
-    """Look for the policy's groups where that needs no pool: in its label file, and among the groups of word lists.
+    """Look for the policy's groups where that needs no pool: in its label file, among those of word lists and copies.
 
     Errors: UsageError for a label file that could be joined to no pool; with line and field for a group in neither.
     """
     request = request_of(given)
-    names, held = _names(given)
-    known: dict[str, Sequence[str]] = {}
+    names, held = names_of(given)
+    known: dict[str, Sequence[str]] = {"near-duplicates": COPIES}
     mentioned = sorted({*names} & set(request.traits.sets))
     if mentioned:
         sets = caption_reader(request.traits).facts["sets"]
@@ -73,10 +76,10 @@ def check_names(given: GivenPolicy) -> None:
     labelled = sorted({*names, *held} & set(request.label_columns))
     if given.labels is not None and labelled:
         known |= check_labels(given.labels, on=request.on, columns=labelled)
-    given.policy.require(_with_crossed(given.policy, known), all_known=False)
+    given.policy.require(with_crossed(given.policy, known), all_known=False)
 
 
-def _with_crossed(policy: Policy, known: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+def with_crossed(policy: Policy, known: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
     """What could be the groups of the policy's intersections, too, where they are not too many to write out."""
     crossed: dict[str, Sequence[str]] = {}
     for column in policy.columns:
@@ -92,8 +95,8 @@ def policy_columns(given: GivenPolicy, rows: pa.Table, traits: pa.Table) -> Poli
     Errors: UsageError with line and field for columns or groups that are not there, or rows in two groups of a column
     that is not declared overlapping; as `assemble` for labels that do not match.
     """
-    (names, held), request = _names(given), request_of(given)
-    _refuse_missing(given, request, rows, traits)
+    (names, held), request = names_of(given), request_of(given)
+    refuse_missing(given, request, rows.column_names, traits)
     made = assemble(rows, traits, request, wanted={*names, *held})
     member_NG = members_of(given.policy, groups_of(made, given.policy))
     found = _named(made, given.policy)
@@ -132,22 +135,33 @@ def _named(made: Assembled, policy: Policy) -> dict[str, Column]:
     return found
 
 
-def _refuse_missing(given: GivenPolicy, request: AuditRequest, rows: pa.Table, traits: pa.Table) -> None:
-    """A column that is nowhere, by its line; one of ours that this pool has nothing for is found missing later."""
+def refuse_missing(given: GivenPolicy, request: AuditRequest, beside: Collection[str], traits: pa.Table) -> None:
+    """A column that is nowhere, by its line; one of ours that this pool has nothing for is found missing later.
+
+    `beside` are the columns of the pool's own table.
+    """
     fields = [name for name in traits.column_names if name.startswith(FIELD) and traits[name].null_count < len(traits)]
-    there = {*request.label_columns, *OURS, *(f"caption mentions: {name}" for name in SETS), *rows.column_names}
+    there = {*request.label_columns, *OURS, *(f"caption mentions: {name}" for name in SETS), *beside}
     there |= {*fields, *(name.removeprefix(FIELD) for name in fields)}
-    told = sorted(there | set(facts_of(traits).get("json_fields", ())))
+    held = facts_of(traits).get("json_fields", ())
     for number, column in enumerate(given.policy.columns):
         key = "intersect" if column.crossed else "column"
         wanted = [(name, key) for name in column.parts] + [(name, "confounders") for name in column.confounders]
         for name, key in wanted:
             if name not in there:
-                message = suggestion(f"no column is called {name!r}", name, told)
-                raise given.policy.marked.error(("columns", number, key), message)
+                message = suggestion(f"no column is called {name!r}", name, sorted(there | set(held)))
+                raise given.policy.marked.error(("columns", number, key), f"{message}{_told(name, held)}")
 
 
-def _names(given: GivenPolicy) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _told(name: str, fields: Sequence[str]) -> str:
+    """The fields of the samples' json, as far as they are told, those spelt like `name` first."""
+    if not fields:
+        return " (no sample has fields in a json)"
+    alike = sorted(fields, key=lambda one: (-difflib.SequenceMatcher(None, name, one).ratio(), one))
+    return f" (the samples' json has {', '.join(alike[:_TOLD])}{' and others' if len(alike) > _TOLD else ''})"
+
+
+def names_of(given: GivenPolicy) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The columns that a policy's groups are made of, and what it holds fixed when it is checked."""
     columns = given.policy.columns
     named = dict.fromkeys(name for column in columns for name in column.parts)

@@ -290,3 +290,36 @@ def test_with_another_directory_a_training_stays_as_it_was(training: TrainingRun
     audit(training.run, to=tmp_path / "audit", **INLINE)
     audit(training.run, to=tmp_path / "audit", **INLINE)
     assert {*training.run.rglob("*")} == before
+
+
+def test_a_pool_of_other_tools_with_lists_and_a_column_named_as_a_crossing(tmp_path: Path) -> None:
+    """Lists are overlapping groups; a column "a & tags" and the crossing of a and tags are two in all files."""
+    rows = {
+        "key": [f"{n:03d}" for n in range(60)],
+        "a": ["xy"[n % 2] for n in range(60)],
+        "tags": [["p", "q"][: 1 + n % 3 // 2] for n in range(60)],
+        "a & tags": ["uv"[n % 5 == 0] for n in range(60)],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "pool.parquet")
+    kept = [n % 4 > 1 for n in range(60)]
+    selected = written(tmp_path / "kept.txt", "\n".join(key for key, one in zip(rows["key"], kept, strict=True) if one))
+    asked = ["--columns", "tags", "--columns", "a & tags", "--intersect", "a,tags"]
+    arguments = ["audit", str(tmp_path / "pool.parquet"), "--selected", str(selected), "-o", str(tmp_path / "audit")]
+    assert main([*arguments, *asked]) == 0
+    table = pq.read_table(tmp_path / "audit/groups.parquet").to_pylist()
+    found = {(row["column"], row["group"]): (row["pool"], row["selected"]) for row in table}
+    assert len(found) == len(table)
+    for name, member in (
+        (("tags", "q"), ["q" in tags for tags in rows["tags"]]),
+        (("a & tags", "v"), [one == "v" for one in rows["a & tags"]]),
+        (
+            ('"a" & "tags"', "x & q"),
+            [a == "x" and "q" in tags for a, tags in zip(rows["a"], rows["tags"], strict=True)],
+        ),
+    ):
+        assert found[name] == (sum(member), sum(one and k for one, k in zip(member, kept, strict=True))), name
+    columns = [one["name"] for one in json.loads((tmp_path / "audit/audit.json").read_text())["audit"]["columns"]]
+    assert sorted(columns) == sorted(["a", "tags", "a & tags", '"a" & "tags"'])
+    page = (tmp_path / "audit/report.html").read_text()
+    assert "a &amp; tags" in page
+    assert "&#34;a&#34; &amp; &#34;tags&#34;" in page or "&quot;a&quot; &amp; &quot;tags&quot;" in page

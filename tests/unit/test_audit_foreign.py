@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from curate.auditing.assembling import assemble
 from curate.auditing.audit import audit_columns
 from curate.auditing.concepts import concepts_of, terms_of
 from curate.auditing.foreign import Foreign, read_foreign
+from curate.auditing.given_columns import json_column
 from curate.auditing.lexicons import shipped_lexicons
 from curate.auditing.request import AuditRequest
 from curate.auditing.traits import TraitSettings
@@ -269,3 +271,75 @@ def test_a_npy_of_anything_else_is_refused_by_name(tmp_path: Path) -> None:
     np.save(tmp_path / "numbers.npy", np.arange(10))
     with pytest.raises(UsageError, match=r"numbers\.npy: not a DataComp subset file"):
         read_foreign(pool(tmp_path), tmp_path / "numbers.npy", SETTINGS)
+
+
+LISTS = [["a", "b"], ["b"], [], None]
+
+
+def tags_of(folder: Path, kind: Any, values: list[Any]) -> Any:
+    """The column "tags" of a pool with these lists."""
+    found = read_foreign(
+        pool(folder, tags=pa.array(values, kind)), chosen(folder, "a\n"), SETTINGS, lists=["tags", "key"]
+    )
+    return assemble(found.rows, found.traits, AuditRequest(columns=("tags",)), wanted={"tags"}).columns[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.list_(pa.string()), LISTS),
+        (pa.large_list(pa.large_string()), LISTS),
+        (pa.list_(pa.dictionary(pa.int32(), pa.string())), LISTS),
+        (pa.list_(pa.int64()), [[1, 20], [20], [], None]),
+        (pa.list_(pa.int8(), 2), [[1, 20], [20, None], [None, None], None]),
+        (pa.list_(pa.bool_()), [[True, False], [False], [], [None]]),
+    ],
+)
+def test_lists_are_overlapping_groups_as_in_json(tmp_path: Path, kind: Any, values: list[Any]) -> None:
+    """Each value a group, an empty list in none, null unknown: what the same lists give in the samples' json."""
+    column = tags_of(tmp_path, kind, values)
+    texts = pa.chunked_array([[None if v is None or (None in v and not any(v)) else json.dumps(v) for v in values]])
+    same = json_column(texts, "tags")
+    assert column.names == same.names
+    assert column.members.tolist() == same.members.tolist()
+    assert column.is_known.tolist() == same.is_known.tolist()
+    assert column.provenance == "'tags' in pool.parquet, of which a sample may have several"
+    assert [sorted(column.names[g] for g in np.flatnonzero(row)) for row in column.members[:2]] == [
+        sorted(str(v).lower() for v in one if v is not None) for one in values[:2]
+    ]
+
+
+def test_lists_of_too_many_values_are_refused_as_in_json(tmp_path: Path) -> None:
+    """200 values are groups and 201 are not, in the words of a json field."""
+    for most in (200, 201):
+        values = [[f"t{n}" for n in range(most)], ["t0"], None, []]
+        texts = pa.chunked_array([[None if one is None else json.dumps(one) for one in values]])
+        if most == 200:
+            assert tags_of(tmp_path, pa.list_(pa.string()), values).counts.sum() == 201
+            continue
+        said = r"column 'tags' holds lists of more than 200 distinct values; name a field with fewer"
+        with pytest.raises(UsageError, match=said) as theirs:
+            json_column(texts, "tags")
+        with pytest.raises(UsageError, match=said) as ours:
+            tags_of(tmp_path, pa.list_(pa.string()), values)
+        assert str(ours.value) == str(theirs.value)
+
+
+def test_lists_that_are_no_groups_are_refused_only_where_named(tmp_path: Path) -> None:
+    """Fractions, lists of lists and records: embeddings that nobody asks for are left where they are."""
+    for kind, value in (
+        (pa.list_(pa.float32(), 2), [0.1, 0.2]),
+        (pa.list_(pa.list_(pa.string())), [["a"]]),
+        (pa.list_(pa.struct({"a": pa.int8()})), [{"a": 1}]),
+    ):
+        with pytest.raises(UsageError, match=r"'tags' holds lists of .*; groups are lists of text, of whole numbers"):
+            tags_of(tmp_path, kind, [value] * 4)
+        assert "tags" not in read(tmp_path, "a\n", tags=pa.array([value] * 4, kind)).rows.column_names
+    assert "tags" not in read(tmp_path, "a\n", tags=pa.array(LISTS)).rows.column_names
+
+
+def test_lists_hold_nothing_fixed(tmp_path: Path) -> None:
+    """As a confounder a column of lists is refused: strata exclude each other."""
+    found = read_foreign(pool(tmp_path, tags=LISTS), chosen(tmp_path, "a\n"), SETTINGS, lists=["tags"])
+    with pytest.raises(UsageError, match="--confounder 'tags': its groups overlap"):
+        assemble(found.rows, found.traits, AuditRequest(confounders=("tags",)))

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from curate.auditing.clusters import Clusters
-from curate.auditing.columns import Column, intersection
+from curate.auditing.columns import Column
+from curate.auditing.crossing import crossings
 from curate.auditing.membership import Membership, membership_of
 from curate.auditing.outcome import Audit, ColumnAudit, GroupRow
 from curate.auditing.report.cells import times
@@ -146,7 +147,7 @@ class _Members:
 
     def __init__(self, columns: Sequence[Column], intersections: Sequence[Sequence[str]]) -> None:
         named = {column.name: column for column in columns}
-        crossed = [intersection([named[name] for name in names]) for names in intersections]
+        crossed = crossings(named, intersections)
         self._columns = named | {column.name: column for column in crossed}
         self._found: dict[str, Membership] = {}
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from curate.auditing.columns import shown
+from curate.auditing.crossing import quoted
 from curate.auditing.outcome import Audit, ColumnAudit, GroupRow
 from curate.auditing.report.chosen import (
     HIGHER,
@@ -88,7 +89,8 @@ def crossed(column: ColumnAudit, audit: Audit) -> Iterator[Figure]:
 
 def _by_two(column: ColumnAudit, names: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], GroupRow]:
     """Each group of an intersection as (the groups of all columns but the last, the group of the last)."""
-    last = max((name for name in names if column.name.endswith(f" & {name}")), key=len, default="")
+    said = column.name.removesuffix(" (crossed)")
+    last = max((name for name in names if said.endswith((f" & {name}", f" & {quoted(name)}"))), key=len, default="")
     ends = sorted((f" & {group}" for group in names.get(last, ())), key=len, reverse=True)
     table = {}
     for row in column.groups:

@@ -146,7 +146,7 @@ def _local(workers: int, threads: int, *, processes: bool) -> Iterator[OnDask]:
         shape = {"n_workers": 1, "threads_per_worker": workers + 1, "protocol": "inproc://"}
     logging.getLogger("distributed").setLevel(logging.ERROR)
     with (
-        _uncollected(),
+        contextlib.nullcontext() if processes else _uncollected(),
         _restored(logging.getLogger("tornado.application")) as callbacks,
         dask.config.set(settings),
         LocalCluster(processes=processes, silence_logs=logging.ERROR, **shape, **loopback) as cluster,
@@ -168,7 +168,8 @@ def _uncollected() -> Iterator[None]:
     """Python's collector passes over the objects that are there already; cycles that come later it finds as ever.
 
     torch, Dask and open_clip make half a million, and no other thread runs while the collector looks at them: 0.27 s
-    every 20,000 samples. Whoever has frozen objects for reasons of his own keeps them so.
+    every 20,000 samples. Whoever has frozen objects before keeps them so; what is frozen meanwhile is thawed at the
+    end, and of two engines at once the first to end thaws for both.
     """
     if gc.get_freeze_count():
         yield

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Borrowed:
     """A pool, and what was asked of it."""
 
     pool: Pool
-    asked: list[Future[Any]] = field(default_factory=list)
+    asked: list[_Task] = field(default_factory=list)
 
     def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Results in the order of the items; work begins at once."""
@@ -46,7 +47,7 @@ class Borrowed:
         return self._ask([_Task(then, functools.partial(read, item)) for item in items])
 
     def _ask(self, tasks: list[_Task]) -> Iterator[Any]:
-        self.asked.extend(task.future for task in tasks)
+        self.asked.extend(tasks)
         for task in tasks:
             self.pool.submit(task)
         return (task.future.result() for task in tasks)
@@ -55,14 +56,13 @@ class Borrowed:
 @contextlib.contextmanager
 def borrowed(threads: int, *, shared: bool) -> Iterator[Borrowed]:
     """`threads` threads; when the block is left, nothing that was asked in it runs any more, whatever happened."""
-    pool = _shared(threads) if shared else Pool(threads)
+    pool = _shared(threads, os.getpid()) if shared else Pool(threads)
     own = Borrowed(pool)
     try:
         yield own
     finally:
-        for future in own.asked:
-            future.cancel()
-        wait(own.asked)
+        pool.withdraw(own.asked)
+        wait([task.future for task in own.asked])
         if not shared:
             pool.close()
 
@@ -88,40 +88,63 @@ class Pool:
 
     def submit(self, task: _Task) -> None:
         with self._changed:
+            self._threads.submit(self._turn)  # first: where no thread can be had, no task waits for one
             self._waiting.append(task)
             self._changed.notify()
-        self._threads.submit(self._turn)
+
+    def withdraw(self, tasks: Iterable[_Task]) -> None:
+        """Cancel those that have not begun, whether they were submitted or not."""
+        with self._changed:
+            for task in tasks:
+                if task.future.cancel():
+                    task.future.set_running_or_notify_cancel()  # whoever waits for it is told
+                    with contextlib.suppress(ValueError):
+                        self._waiting.remove(task)
+            self._changed.notify_all()
 
     def close(self) -> None:
         self._threads.shutdown()
 
     def _turn(self) -> None:
-        """Run one task: there are as many turns as tasks, and each takes what may begin when it comes."""
-        with self._changed:
-            while (task := self._eligible()) is None:
-                self._changed.wait()
-            self._waiting.remove(task)
-            self._leave -= task.read is not None
-        begins = task.future.set_running_or_notify_cancel()
+        """Run one task: there is a turn for each at least, and it takes what may begin when it comes."""
+        task = self._next()
+        if task is None:
+            return
         read: tuple[Any, ...] = ()
         try:
             if task.read is not None:
                 try:
-                    read = (task.read(),) if begins else ()
+                    read = (task.read(),)
                 finally:
                     self._give_back_leave()
-            if begins:
-                task.future.set_result(task.compute(*read))
+            task.future.set_result(task.compute(*read))
         except BaseException as error:
             task.future.set_exception(error)
+        finally:
+            del task, read  # an error knows this frame, and would keep a batch's pixels
 
-    def _eligible(self) -> _Task | None:
-        return next((task for task in self._waiting if self._leave or task.read is None), None)
+    def _next(self) -> _Task | None:
+        """The first task that may begin, now begun; None where none waits any more."""
+        with self._changed:
+            while self._waiting:
+                task = next((one for one in self._waiting if self._leave or one.read is None), None)
+                if task is not None:
+                    self._waiting.remove(task)
+                    self._leave -= task.read is not None
+                    task.future.set_running_or_notify_cancel()
+                    return task
+                self._changed.wait()
+        return None
 
     def _give_back_leave(self) -> None:
         with self._changed:
             self._leave += 1
             self._changed.notify()
+
+
+@functools.cache
+def _shared(threads: int, process: int) -> Pool:  # noqa: ARG001 - a forked process has none of its parent's threads
+    return Pool(threads)
 
 
 @functools.cache
@@ -134,6 +157,3 @@ def _let_memory_be_kept() -> None:
     microseconds: nobody writes to the block.
     """
     torch.empty(_LARGEST_KEPT, dtype=torch.uint8)
-
-
-_shared = functools.lru_cache(maxsize=None)(Pool)

@@ -104,7 +104,7 @@ class Preprocess:
             return self._by_pillow(rgb_HWC, height, width)
         if not (rgb_HWC.flags.c_contiguous and rgb_HWC.flags.writeable):
             rgb_HWC = rgb_HWC.copy()  # torch takes no other memory
-        # channels last, as it lies; turned by numpy, as each operation of torch gives up the interpreter's lock
+        # a view, channels last; turned by numpy, as each operation of torch gives up the interpreter's lock
         x_1CHW = torch.from_numpy(rgb_HWC.transpose(2, 0, 1)[None])
         mode = _FILTERS[self.interpolation]
         resized_1CHW = functional.interpolate(x_1CHW, (height, width), mode=mode, align_corners=False, antialias=True)

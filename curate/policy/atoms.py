@@ -15,8 +15,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds as Limits
-from scipy.optimize import LinearConstraint, milp
 
 from curate.errors import UsageError
 
@@ -118,6 +116,8 @@ def solve(
 
     With `prefer` as many as possible of that group.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # a third of a second, and few runs have a policy
+
     aim_A = np.zeros(len(left_A)) if prefer is None else -member_AG[:, prefer].astype(np.float64)
     rows, low, high = [np.ones(len(left_A))], [float(slots)], [float(slots)]
     for group in range(member_AG.shape[1]):
@@ -125,7 +125,7 @@ def solve(
         low.append(float(low_G[group]))
         high.append(float(high_G[group]))
     found = milp(
-        aim_A, integrality=np.ones(len(left_A)), bounds=Limits(0, left_A),
+        aim_A, integrality=np.ones(len(left_A)), bounds=Bounds(0, left_A),
         constraints=LinearConstraint(np.array(rows), low, high), options=_EXACT,
     )  # fmt: skip
     if found.x is None:
@@ -142,6 +142,8 @@ def smallest_relaxation(
     member_AG: Ints, left_A: Ints, slots: int, low_G: Ints, high_G: Ints, weight_G: Sequence[float]
 ) -> float:
     """The smallest z for which ceilings of `high_G + z weight_G` leave whole counts; the floors must be possible."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     size, groups = member_AG.shape
     aim = np.zeros(size + 1)
     aim[-1] = 1.0
@@ -152,7 +154,7 @@ def smallest_relaxation(
     low = np.concatenate([[slots], low_G, np.full(groups, -np.inf)])
     high = np.concatenate([[slots], np.full(groups, np.inf), high_G])
     found = milp(
-        aim, integrality=np.append(np.ones(size), 0), bounds=Limits(0, np.append(left_A, np.inf)),
+        aim, integrality=np.append(np.ones(size), 0), bounds=Bounds(0, np.append(left_A, np.inf)),
         constraints=LinearConstraint(rows, low, high), options=_EXACT,
     )  # fmt: skip
     assert found.x is not None, "ceilings without limit can always be met"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from curate.auditing.outcome import Audit, as_plain
-from curate.auditing.sentences import findings
 from curate.run_record import Record
 from curate.storage import canonical_json
+
+if TYPE_CHECKING:
+    from curate.auditing.outcome import Audit
 
 CARDS: Final = ("README.md", "croissant.json")
 MOST_SENTENCES: Final = 60  # the most striking come first; the audit's own files have all of them
@@ -44,6 +45,9 @@ class Findings:
         report: str | None = None,
     ) -> Findings:  # fmt: skip
         """The summary of an audit."""
+        from curate.auditing.outcome import as_plain  # half a second (scipy), and few runs are audited
+        from curate.auditing.sentences import findings
+
         said = findings(audit)
         facts = ("name", "kind", "provenance", "coverage", "unknown_share")
         columns = tuple({name: getattr(column, name) for name in facts} for column in audit.columns)
@@ -56,6 +60,8 @@ class Findings:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; `from_json` makes the same of them."""
+        from curate.auditing.outcome import as_plain
+
         plain: dict[str, Any] = as_plain(asdict(self))
         return plain
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from queue import Queue
 
 import pytest
 import torch
@@ -97,7 +102,7 @@ def test_a_thread_that_may_not_read_takes_later_work() -> None:
 
 
 def test_a_failed_reading_lets_the_next_one_read() -> None:
-    """Its error comes where its result would, and nothing is computed from it."""
+    """Its error comes where its result would, nothing is computed from it, and the one thread reads on."""
     computed = []
 
     def read(number: int) -> int:
@@ -106,38 +111,102 @@ def test_a_failed_reading_lets_the_next_one_read() -> None:
         return number
 
     with borrowed(1, shared=False) as own:
-        results = own.read(read, computed.append, range(3))
-        next(results)
-        with pytest.raises(OSError, match="cannot be read"):
-            next(results)
-    with borrowed(1, shared=False) as own:
-        assert list(own.read(read, str, [0, 2])) == ["0", "2"]
-    assert 1 not in computed
+        own.read(read, computed.append, range(3))
+        first, failed, last = (task.future for task in own.asked)
+        wait([last], timeout=20)
+        assert isinstance(failed.exception(timeout=0), OSError)
+        assert first.done()
+        assert last.done()
+    assert computed == [0, 2]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_interrupted_asking_ends(monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    """Where no further thread can be had, or the user stops it, tasks without a turn are cancelled, not waited for."""
+    submit, asked = ThreadPoolExecutor.submit, []
+
+    def fails(pool: ThreadPoolExecutor, work: Callable[[], None]) -> object:
+        asked.append(work)
+        if len(asked) == 3:
+            raise RuntimeError("can't start new thread")
+        return submit(pool, work)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", fails)
+
+    def ask() -> None:
+        with borrowed(2, shared=shared) as own:
+            own.read(lambda _: time.sleep(0.01), lambda _: None, range(8))
+
+    outcome: Queue[BaseException | None] = Queue()
+
+    def told() -> None:
+        try:
+            ask()
+        except RuntimeError as error:
+            outcome.put(error)
+
+    threading.Thread(target=told, daemon=True).start()
+    assert "new thread" in str(outcome.get(timeout=20))
+    with borrowed(2, shared=shared) as own:
+        assert list(own.map(str, range(3))) == ["0", "1", "2"]
+
+
+def test_cancelled_readings_let_others_go_on() -> None:
+    """Turns whose tasks were withdrawn end, or take what another has asked; none is lost, and the leave comes back."""
+    began, goes_on = threading.Event(), threading.Event()
+
+    def read(number: int) -> int:
+        began.set()
+        goes_on.wait(timeout=20)
+        return number
+
+    with borrowed(2, shared=True) as other:
+        with contextlib.suppress(KeyboardInterrupt), borrowed(2, shared=True) as own:
+            own.read(read, str, range(20))
+            began.wait(timeout=20)
+            threading.Timer(0.05, goes_on.set).start()
+            raise KeyboardInterrupt
+        assert sum(not task.future.cancelled() for task in own.asked) <= 2
+        assert list(other.read(str, len, range(5))) == [1] * 5
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    """Those of its parent are not there after a fork, and it does not wait for them."""
+    with borrowed(2, shared=True) as own:
+        list(own.map(str, range(2)))
+    there, here = os.pipe()
+    child = os.fork()
+    if not child:
+        threading.Timer(20, os._exit, (1,)).start()
+        with borrowed(2, shared=True) as own:
+            os.write(here, ",".join(own.map(str, range(3))).encode())
+        os._exit(0)
+    os.close(here)
+    with os.fdopen(there, "rb") as told:
+        assert told.read() == b"0,1,2"
+    os.waitpid(child, 0)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators do not learn from what is freed")
 def test_memory_of_a_batch_is_kept_for_the_next() -> None:
-    """Five tensors of 4 MB, made and dropped ten times: without a pool they touch new pages each time."""
+    """Five tensors of 4 MB, made and dropped ten times: without a pool each mostly touches a thousand new pages."""
     program = """if True:
-        import resource, sys, torch
+        import resource, torch
         from curate.pipelines.threads import Pool
 
-        def batch():
-            return [torch.ones(1 << 20) for _ in range(5)]
+        def batches(count):
+            for _ in range(count):
+                _ = [torch.ones(1 << 20) for _ in range(5)]
 
         def faults():
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-        if sys.argv[1] == "pool":
-            Pool(1).close()
-        batch()
+        Pool(1).close()
+        batches(3)
         before = faults()
-        for _ in range(10):
-            batch()
+        batches(10)
         print(faults() - before)
     """
-    found = {
-        how: int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, check=True).stdout)
-        for how in ("pool", "no pool")
-    }
-    assert found["pool"] < 5000 < found["no pool"], "of 51,200 pages"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}  # Dask's
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, env=environment)
+    assert int(done.stdout) < 5000, "of 51,200 pages"
